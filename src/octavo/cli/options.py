@@ -1,0 +1,83 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo.config import DTYPES, EngineConfig
+from octavo.errors import UsageError
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class ByteSize(click.ParamType[int]):
+    """A number of bytes: ``4G``, ``512M``, ``1.5GiB``, ``1000000``."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is not a number of bytes; accepted: 4G, 512M, 1000000, …", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+_ENGINE: list[Decorator] = [
+    click.option("--dtype", type=click.Choice(["auto", *DTYPES]), help="Floating-point type to compute in."),
+    click.option("--tokenizer", metavar="PLACE", help="Where the tokenizer is, if not with the model."),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub repository."),
+    click.option("--max-model-len", type=int, metavar="N", help="Longest prompt plus output, in tokens."),
+    click.option("--max-num-seqs", type=int, metavar="N", help="Most requests in one step."),
+    click.option("--max-num-batched-tokens", type=int, metavar="N", help="Most tokens in one step."),
+    click.option("--block-size", type=int, metavar="N", help="Tokens in a KV block."),
+    click.option("--kv-cache-memory", type=ByteSize(), help="Memory for the KV cache (4G); else from what is free."),
+    click.option("--kv-cache-dtype", type=click.Choice(["auto", *DTYPES]), help="Type of cached keys and values."),
+    click.option("--enable-prefix-caching/--no-prefix-caching", default=None, help="Reuse equal prompt beginnings."),
+    click.option("--async-scheduling/--no-async-scheduling", default=None, help="Plan a step while another runs."),
+    click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority"]), help="Who comes first."),
+    click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),
+    click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
+]
+_ENGINE_NAMES = (
+    *("dtype", "tokenizer", "revision", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
+    *("kv_cache_memory", "kv_cache_dtype", "enable_prefix_caching", "async_scheduling", "scheduling_policy"),
+    *("load_format", "debug"),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that go to the engine; `split_engine_options` takes them out again."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
+
+
+def split_engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the engine's options from ``options`` and return those that were given."""
+    taken = {name: options.pop(name) for name in _ENGINE_NAMES if name in options}
+    return {name: value for name, value in taken.items() if value is not None}
+
+
+def load(model: str, given: dict[str, Any]) -> LLM:
+    """Check the options, then load the model: the import of torch takes longer than most mistakes deserve."""
+    EngineConfig.from_kwargs(model, **given)
+    from octavo.llm import LLM
+
+    return LLM(model, **given)
+
+
+def read_text_file(what: str, path: str) -> str:
+    """The text of a small file that the user named; ``UsageError`` if there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {what} {path!r}: {getattr(error, 'strerror', None) or error}") from None

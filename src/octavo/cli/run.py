@@ -1,0 +1,147 @@
+"""``octavo run``: stream one answer, or chat."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo.cli.options import engine_options, load, read_text_file, split_engine_options
+from octavo.errors import RequestError, UsageError
+from octavo.outputs import RequestOutput
+from octavo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
+
+Message = dict[str, str]
+
+CHAT_HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+DEFAULT_MAX_TOKENS = 512
+
+
+@click.command(no_args_is_help=True)
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("-n", "--max-tokens", type=int, metavar="N", help=f"At most N tokens [{DEFAULT_MAX_TOKENS}].")
+@click.option("-t", "--temperature", type=float, help="0 is greedy [the model's own, or 0].")
+@click.option("--top-p", type=float, help="Sample from the likeliest tokens that reach this probability.")
+@click.option("--top-k", type=int, help="Sample from the K likeliest tokens.")
+@click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest one's probability.")
+@click.option("--repetition-penalty", type=float, help="Above 1: against repetition.")
+@click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given several times.")
+@click.option("--raw", is_flag=True, help="Complete the prompt as it stands, without the chat template.")
+@click.option("--system", metavar="TEXT", help="A system message for the chat template.")
+@click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
+@engine_options
+def run(model: str, prompt: str | None, raw: bool, system: str | None, chat_template: str | None, **options: Any) -> None:
+    """Stream an answer to PROMPT ("-" reads it from standard input), or chat if there is none."""
+    if raw and (prompt is None or system or chat_template):
+        raise UsageError("--raw takes a prompt, and neither --system nor --chat-template")
+    given = split_engine_options(options)
+    if chat_template is not None:
+        given["chat_template"] = read_text_file("the chat template", chat_template)
+    chosen = {name: value for name, value in options.items() if value not in (None, ())}
+    if "stop" in chosen:
+        chosen["stop"] = list(chosen["stop"])
+    SamplingParams(**chosen)  # so that a mistake is told before the model is loaded
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    with load(model, given) as llm:
+        talk = _Talk(llm, {"temperature": 0.0, **llm.engine.generation, **chosen}, "max_tokens" in chosen)
+        if prompt is None:
+            _chat(talk, system)
+        else:
+            talk.answer(prompt if raw else _conversation(system, prompt))
+
+
+def _conversation(system: str | None, prompt: str) -> list[Message]:
+    start = [{"role": "system", "content": system}] if system else []
+    return [*start, {"role": "user", "content": prompt}]
+
+
+class _Talk:
+    """A model and how to sample from it: streams answers, with a line of figures after each."""
+
+    def __init__(self, llm: LLM, options: dict[str, Any], fixed_length: bool) -> None:
+        self._llm = llm
+        self._options = options
+        self._fixed_length = fixed_length
+
+    def answer(self, prompt: str | list[Message]) -> str:
+        """Stream one answer to standard output and its figures to standard error; return its text."""
+        token_ids = self._llm.encode(prompt)
+        params = self._params_for(len(token_ids))
+        request_id = self._llm.engine.add_request(token_ids, params)
+        text = ""
+        output = None
+        try:
+            for output, piece in self._llm.follow(request_id):
+                text += piece.text
+                click.echo(piece.text, nl=False)
+                sys.stdout.flush()
+        finally:
+            click.echo()
+        if output is not None:
+            click.secho(_figures(output), err=True, dim=True)
+        return text
+
+    def _params_for(self, prompt_length: int) -> SamplingParams:
+        """Without a length of the user's own, the default one is cut to what fits behind the prompt."""
+        room = self._llm.engine.scheduler.token_limit - prompt_length
+        if self._fixed_length or room < 1:
+            return SamplingParams(**self._options)
+        return SamplingParams(**(self._options | {"max_tokens": min(DEFAULT_MAX_TOKENS, room)}))
+
+
+def _figures(output: RequestOutput) -> str:
+    """Prompt and output tokens, time to the first, rate of the others, KV blocks."""
+    m, count = output.metrics, sum(len(c.token_ids) for c in output.outputs)
+    cached = f" ({m.num_cached_tokens} cached)" if m.num_cached_tokens else ""
+    parts = [f"prompt {len(output.prompt_token_ids)} tokens{cached}", f"{count} tokens"]
+    if m.time_to_first_token is not None:
+        parts.append(f"first after {m.time_to_first_token:.2f} s")
+    if m.first_token_time is not None and m.finished_time is not None and count > 1:
+        parts.append(f"then {(count - 1) / max(m.finished_time - m.first_token_time, 1e-9):.1f} tokens/s")
+    return " · ".join([*parts, f"{m.num_blocks} KV blocks"])
+
+
+def _chat(talk: _Talk, system: str | None) -> None:
+    """Read lines and answer them until the input ends. The prefix cache makes a long history cheap."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing and history for input())
+    click.secho(CHAT_HELP, err=True, dim=True)
+    history: list[Message] = []
+    while (line := _read_line()) is not None:
+        if line == "/reset":
+            history = []
+            click.secho("The conversation is forgotten.", err=True, dim=True)
+        elif line.startswith("/"):
+            click.secho(f"{line.split()[0]} is not a command. {CHAT_HELP}", err=True, dim=True)
+        elif line:
+            history = _turn(talk, history or _conversation(system, "")[:-1], line)
+
+
+def _turn(talk: _Talk, history: list[Message], line: str) -> list[Message]:
+    """Answer one line; a turn that failed or was stopped is not part of the history that is returned."""
+    turn: list[Message] = [*history, {"role": "user", "content": line}]
+    try:
+        return [*turn, {"role": "assistant", "content": talk.answer(turn)}]
+    except KeyboardInterrupt:
+        click.secho("Stopped; this turn is forgotten.", err=True, dim=True)
+    except RequestError as error:
+        click.secho(f"{error}. /reset starts anew.", err=True)
+    return history
+
+
+def _read_line() -> str | None:
+    """The next line, stripped; None at the end of input, at /exit and at Ctrl-C."""
+    try:
+        line = input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        click.echo(err=True)
+        return None
+    return None if line in ("/exit", "/quit") else line

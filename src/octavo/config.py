@@ -1,0 +1,203 @@
+"""The two configurations: what a model is, and how an engine is to run it. Validated values, no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from octavo.errors import ModelError, UsageError, reject_unknown
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Names of the floating-point types that a model can run in, and their bytes."""
+
+MAX_LAYERS = 4096
+"""Far more than any model has: a file that claims more is damaged or means harm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than the model was trained on.
+
+    ``kind`` is "linear", "llama3" (arXiv:2407.21783), "yarn" (arXiv:2309.00071), or "factors": the i-th
+    inverse frequency is divided by ``factors[i]``, of which there are ``head_dim / 2``. Fields that a kind
+    does not use are None.
+    """
+
+    kind: str
+    factor: float = 1.0
+    original_max_position: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    factors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape of a decoder-only transformer, from whichever file format it came.
+
+    ``sliding_windows`` has one entry for each layer: how many positions a token sees, itself included; None: all.
+    ``dtype`` is the checkpoint's own floating-point type, or the one its quantized weights are best expanded to.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_windows: tuple[int | None, ...] = ()
+    dtype: str = "float32"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+        )
+        for name in (*positive, "max_position_embeddings"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**31 - 1:
+                raise ModelError(f"the model's {name} is {value!r}; a positive whole number was expected")
+        if self.num_layers > MAX_LAYERS:
+            raise ModelError(f"the model has {self.num_layers} layers; at most {MAX_LAYERS} are accepted")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise ModelError(f"head_dim is {self.head_dim}; rotary embeddings need an even number")
+        if self.hidden_act != "silu":
+            raise ModelError(f"hidden_act {self.hidden_act!r} is not supported; accepted: silu")
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0 and 0 <= self.rms_norm_eps < 1):
+            raise ModelError(
+                f"rope_theta={self.rope_theta}, rms_norm_eps={self.rms_norm_eps} are not usable numbers"
+            )
+        if self.dtype not in DTYPES:
+            raise ModelError(f"dtype {self.dtype!r} is not supported; accepted: {', '.join(DTYPES)}")
+        windows = self.sliding_windows or (None,) * self.num_layers
+        if len(windows) != self.num_layers or any(w is not None and w < 1 for w in windows):
+            raise ModelError(f"{len(windows)} sliding windows for {self.num_layers} layers, or one below 1")
+        object.__setattr__(self, "sliding_windows", tuple(windows))
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """Bytes of keys and values that one token adds to the KV cache, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPES[dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How to run a model: the arguments of ``LLM``. Names follow vLLM's.
+
+    Attributes:
+        model: an alias, a hub repository, a folder or a file.
+        tokenizer: where the tokenizer is, if not with the model; the same kinds of place.
+        device: "auto", "cpu".
+        dtype: "auto" (the checkpoint's, or what the device computes best), "float32", "bfloat16", "float16".
+        max_model_len: longest prompt plus output, in tokens; None: what the model and the memory allow.
+        max_num_seqs: most requests in one step.
+        max_num_batched_tokens: most tokens in one step (prefill chunks and decode together).
+        block_size: tokens in a KV block.
+        gpu_memory_utilization: share of the device's memory that may be used, weights included. On a CPU: share of
+            the memory that is free, after the weights.
+        kv_cache_memory: bytes for the KV cache; None: from the memory that is free.
+        kv_cache_dtype: "auto" (the model's dtype) or a dtype's name.
+        scheduling_policy: "fcfs" or "priority".
+        async_scheduling: plan step n + 1 while step n runs.
+        enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
+        load_format: "auto", or "dummy" for random weights from a config alone.
+        revision: branch, tag or commit of a hub repository.
+        chat_template: a Jinja template instead of the model's own.
+        seed: of the engine: requests without a seed draw theirs from it.
+        debug: check the pool's invariants and both sides' checksums after each step.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: int | None = None
+    kv_cache_dtype: str = "auto"
+    quantization: str | None = None
+    tensor_parallel_size: int = 1
+    scheduling_policy: str = "fcfs"
+    async_scheduling: bool = True
+    enable_prefix_caching: bool = True
+    enforce_eager: bool = False
+    load_format: str = "auto"
+    revision: str | None = None
+    chat_template: str | None = None
+    seed: int = 0
+    debug: bool = False
+
+    @classmethod
+    def from_kwargs(cls, model: str, **kwargs: Any) -> EngineConfig:
+        """Build from ``LLM``'s keyword arguments; an unknown one is a ``UsageError`` that names the nearest."""
+        reject_unknown("LLM", kwargs, (f.name for f in fields(cls)))
+        return cls(model=str(model), **kwargs)
+
+    def __post_init__(self) -> None:
+        _one_of("device", self.device, ("auto", "cpu"))
+        _one_of("dtype", self.dtype, ("auto", *DTYPES))
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *DTYPES))
+        _one_of("quantization", self.quantization, (None,))
+        _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
+        _one_of("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
+        _one_of("load_format", self.load_format, ("auto", "dummy"))
+        _whole("max_model_len", self.max_model_len, optional=True)
+        _whole("max_num_seqs", self.max_num_seqs)
+        _whole("max_num_batched_tokens", self.max_num_batched_tokens)
+        _whole("block_size", self.block_size)
+        _whole("kv_cache_memory", self.kv_cache_memory, optional=True)
+        if (
+            not isinstance(self.gpu_memory_utilization, int | float)
+            or not 0 < self.gpu_memory_utilization <= 1
+        ):
+            raise UsageError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1"
+            )
+        if not isinstance(self.seed, int):
+            raise UsageError(f"seed={self.seed!r}; accepted: a whole number")
+
+
+def _one_of(name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if value not in accepted:
+        raise UsageError(f"{name}={value!r} is not supported; accepted: {', '.join(map(str, accepted))}")
+
+
+def _whole(name: str, value: object, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**53:
+        raise UsageError(
+            f"{name}={value!r}; accepted: a positive whole number{' or None' if optional else ''}"
+        )

@@ -1,0 +1,119 @@
+"""A request while it lives in the core."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from octavo.core.blocks import chain_hash
+from octavo.errors import RequestError
+from octavo.outputs import RequestMetrics
+from octavo.sampling_params import SamplingParams
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence of tokens that grows: each step moves ``num_computed`` towards ``num_tokens``.
+
+    Attributes:
+        tokens: prompt and output as far as their values are known here.
+        num_computed: tokens whose keys and values are in the cache once the steps planned so far have run.
+        num_pending: tokens that planned steps will sample and whose values have not arrived yet.
+        max_tokens: output tokens at most, after the model's length was taken into account.
+        eos_token_ids: end tokens; empty with ``ignore_eos``.
+        bad_words: token sequences that may not be produced.
+        needs_last_token: it cannot be planned ahead: its next step depends on the value of its last token (a
+            grammar).
+        block_hashes: of its full blocks of known tokens, as far as they were needed.
+        num_registered: how many of its blocks the pool was told the hash of.
+        last_step: the last step that it takes part in, or -1.
+    """
+
+    id: str
+    tokens: list[int]
+    params: SamplingParams
+    max_tokens: int
+    seed: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    salt: bytes = b""
+    needs_last_token: bool = False
+    num_prompt_tokens: int = -1
+    sequence: int = 0
+    status: Status = Status.WAITING
+    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_pending: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
+    last_step: int = -1
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+    def __post_init__(self) -> None:
+        if self.num_prompt_tokens < 0:
+            self.num_prompt_tokens = len(self.tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that exist once the planned steps have run, whether or not their values are known here."""
+        return len(self.tokens) + self.num_pending
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens to compute before the next one can be sampled; 0 if none is wanted or can be planned."""
+        num_tokens = len(self.tokens) + self.num_pending
+        if num_tokens - self.num_prompt_tokens >= self.max_tokens or (
+            self.num_pending and self.needs_last_token
+        ):
+            return 0
+        return num_tokens - self.num_computed
+
+    @property
+    def uses_prefix_cache(self) -> bool:
+        """Scores of prompt tokens come from computing them, so such a request cannot skip any."""
+        return self.params.prompt_logprobs is None
+
+    def check_fits(self, token_limit: int) -> None:
+        """Raise ``RequestError``, which says what would fit, unless prompt and output do."""
+        prompt, output = self.num_prompt_tokens, self.max_tokens
+        if prompt == 0:
+            raise RequestError("the prompt is empty; at least one token is needed")
+        if prompt >= token_limit:
+            most = token_limit - 1
+            raise RequestError(
+                f"the prompt has {prompt} tokens; at most {most} are accepted, to leave room for one more"
+            )
+        if not 1 <= output <= token_limit - prompt:
+            raise RequestError(
+                f"a prompt of {prompt} tokens and max_tokens={output} need {prompt + output} tokens, of "
+                f"{token_limit}; max_tokens from 1 to {token_limit - prompt} is accepted"
+            )
+
+    def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """The chained hashes of its first ``num_blocks`` blocks, whose tokens must all be known."""
+        for i in range(len(self.block_hashes), num_blocks):
+            parent = self.block_hashes[-1] if self.block_hashes else self.salt
+            self.block_hashes.append(chain_hash(parent, self.tokens[i * block_size : (i + 1) * block_size]))
+        return self.block_hashes[:num_blocks]
+
+    def stop_after(self, token_id: int) -> tuple[str, int | None] | None:
+        """Why it ends with ``token_id`` as its last token: (finish reason, stop token), or None to go on."""
+        num_output = len(self.tokens) - self.num_prompt_tokens
+        if num_output >= self.params.min_tokens:
+            if token_id in self.eos_token_ids:
+                return "stop", None
+            if token_id in self.params.stop_token_ids:
+                return "stop", token_id
+        return ("length", None) if num_output >= self.max_tokens else None

@@ -1,0 +1,304 @@
+"""The composition root: joins core, execution and text, and drives them. The only file that knows all three.
+
+One step is: plan and start steps until two are on their way, wait for the older one, apply what it brought, and turn
+the core's events into outputs. So while this thread applies, decodes text and plans, the next step is already running.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from octavo.assemble import Assembler
+from octavo.config import EngineConfig, ModelConfig
+from octavo.core.blocks import BlockPool
+from octavo.core.plan import Event, StepPlan, StepResult
+from octavo.core.request import Request
+from octavo.core.scheduler import Scheduler
+from octavo.errors import RequestError
+from octavo.execution.executor import Executor, InlineExecutor, ThreadExecutor
+from octavo.execution.memory import Ledger
+from octavo.execution.runner import Runner
+from octavo.outputs import RequestMetrics, RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.text.bad_words import tokenize_bad_words
+from octavo.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+_SEED_MASK = 2**63 - 1
+
+Listener = Callable[[StepPlan, list[Event]], None]
+
+
+class Engine:
+    """Requests in, outputs out, one step at a time. Not thread-safe: one thread calls it.
+
+    Attributes:
+        config: how it was asked to run.
+        model_config: what it runs.
+        tokenizer: None if the model came without one; prompts are then token ids and outputs have no text.
+        generation: sampling options that the model's makers suggest.
+        ledger: who has the memory.
+        scheduler: the core, to look at.
+        listeners: called after each step with its plan and events. They must not change anything.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        runner: Runner,
+        ledger: Ledger,
+        tokenizer: Tokenizer | None,
+        generation: Mapping[str, float] | None = None,
+    ) -> None:
+        self.config = config
+        self.model_config = model_config
+        self.tokenizer = tokenizer
+        self.generation = dict(generation or {})
+        self.ledger = ledger
+        self.listeners: list[Listener] = []
+        self.scheduler = _make_scheduler(config, ledger)
+        self._executor: Executor = (
+            ThreadExecutor(runner) if config.async_scheduling else InlineExecutor(runner)
+        )
+        self._assembler = Assembler(tokenizer)
+        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._ids = itertools.count()
+        self._seeds = random.Random(config.seed)
+
+    # ---------------------------------------------------------------- requests
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+    ) -> str:
+        """Queue a prompt and return the request's id.
+
+        Args:
+            prompt: text, or token ids.
+            params: how to sample; ``SamplingParams()`` if None.
+            request_id: a name of the caller's own, which no unfinished request may have.
+            priority: lower runs first, with ``scheduling_policy="priority"``.
+            cache_salt: requests share cached blocks only with those of the same salt.
+            add_special_tokens: let the tokenizer add its BOS; a rendered chat template brings its own.
+
+        Raises:
+            RequestError: it can never be served, with what could be; nothing was queued.
+        """
+        params = params or SamplingParams()
+        token_ids = self.encode(prompt, add_special_tokens)
+        self._check_token_ids(params, token_ids)
+        request_id = self._new_id(request_id)
+        requests = self._make_requests(request_id, token_ids, params, priority, cache_salt)
+        now = time.monotonic()
+        for request in requests:  # all are alike: if one is refused, it is the first
+            self.scheduler.add(request, now)
+        self._assembler.add(request_id, prompt if isinstance(prompt, str) else None, requests)
+        return request_id
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request now; its output so far, or None if there is no such unfinished request."""
+        now = time.monotonic()
+        events: list[Event] = []
+        for member in self._assembler.member_ids(request_id):
+            finished = self.scheduler.finish(member, "abort", now)
+            events += [finished] if finished else []
+        outputs, _ = self._assembler.apply(events)
+        return outputs[0] if outputs else None
+
+    def abort_all(self) -> None:
+        """Abort every request and wait for the steps in flight, so that nothing is left running."""
+        for request_id in self._assembler.ids():
+            self.abort(request_id)
+        while self._in_flight:
+            self._collect()
+
+    def has_unfinished_requests(self) -> bool:
+        return len(self._assembler) > 0
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        return len(self._assembler)
+
+    def _new_id(self, wanted: str | None) -> str:
+        if wanted is None:
+            names = (f"request-{i}" for i in self._ids)
+            return next(name for name in names if name not in self._assembler)
+        if wanted in self._assembler:
+            raise RequestError(
+                f"there is an unfinished request {wanted!r} already; each needs an id of its own"
+            )
+        return wanted
+
+    def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, which may be token ids already; ``RequestError`` for text without a tokenizer."""
+        if not isinstance(prompt, str):
+            return _as_token_ids(prompt)
+        if self.tokenizer is None:
+            raise RequestError(
+                "the model came without a tokenizer; give the prompt as token ids, or LLM(tokenizer=…)"
+            )
+        token_ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        if not token_ids:
+            raise RequestError("the prompt is empty; at least one token is needed")
+        return token_ids
+
+    def _check_token_ids(self, params: SamplingParams, prompt: list[int]) -> None:
+        named = {
+            "the prompt": prompt,
+            "stop_token_ids": params.stop_token_ids,
+            "allowed_token_ids": params.allowed_token_ids or [],
+            "logit_bias": params.logit_bias or {},
+        }
+        size = self.model_config.vocab_size
+        for name, token_ids in named.items():
+            for token_id in token_ids:
+                if type(token_id) is not int or not 0 <= token_id < size:
+                    raise RequestError(
+                        f"{name} has the token id {token_id!r}; accepted: whole numbers from 0 to {size - 1}"
+                    )
+
+    def _make_requests(
+        self, request_id: str, token_ids: list[int], params: SamplingParams, priority: int, salt: str
+    ) -> list[Request]:
+        """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache."""
+        self._check_needs_text(params)
+        room = self.scheduler.token_limit - len(token_ids)
+        base = self._seeds.getrandbits(63) if params.seed is None else params.seed
+        eos = () if params.ignore_eos else self.model_config.eos_token_ids
+        bad_words = (
+            tokenize_bad_words(self.tokenizer, params.bad_words)
+            if self.tokenizer and params.bad_words
+            else ()
+        )
+        return [
+            Request(
+                id=request_id if params.n == 1 else f"{request_id}/{i}",
+                tokens=list(token_ids),
+                params=params,
+                max_tokens=max(room, 1) if params.max_tokens is None else params.max_tokens,
+                seed=(base + i) & _SEED_MASK,
+                eos_token_ids=eos,
+                bad_words=bad_words,
+                priority=priority,
+                salt=salt.encode(),
+                metrics=RequestMetrics(),
+            )
+            for i in range(params.n)
+        ]
+
+    def _check_needs_text(self, params: SamplingParams) -> None:
+        if self.tokenizer is None and (params.stop or params.bad_words):
+            raise RequestError(
+                "the model came without a tokenizer; use stop_token_ids in place of stop and bad_words"
+            )
+
+    # ---------------------------------------------------------------- steps
+
+    def step(self) -> list[RequestOutput]:
+        """Run until one step has come back; return the requests with news.
+
+        Outputs are cumulative and alive: the same object is returned again, grown, until it is finished.
+
+        Raises:
+            Exception: the model failed. All requests are then finished with reason "error"; the engine can go on.
+        """
+        try:
+            self._launch()
+            return self._collect() if self._in_flight else []
+        except Exception:
+            self._give_up()
+            raise
+
+    def _launch(self) -> None:
+        """Plan and start steps until as many are in flight as may be."""
+        while (plan := self.scheduler.plan(time.monotonic())) is not None:
+            self._in_flight.append((plan, self._executor.execute(plan)))
+
+    def _collect(self) -> list[RequestOutput]:
+        """Wait for the oldest step and apply it."""
+        plan, future = self._in_flight[0]
+        result = future.result()  # interrupted here, the step is still the first in flight
+        self._in_flight.popleft()
+        now = time.monotonic()
+        events = self.scheduler.apply(result, now)
+        outputs, stopped = self._assembler.apply(events)
+        ends = [self.scheduler.finish(member, "stop", now, text) for member, text in stopped]
+        late = [event for event in ends if event is not None]
+        self._assembler.apply(late)
+        if self.config.debug:
+            self.scheduler.check()
+        for listener in self.listeners:
+            listener(plan, [*plan.events, *events, *late])
+        return outputs
+
+    def _give_up(self) -> None:
+        """A step failed, so the device's state is unknown: end all requests, forget the cache."""
+        for _, future in self._in_flight:
+            future.exception()  # wait for it; what it says no longer matters
+        self._in_flight.clear()
+        self._assembler.apply(self.scheduler.fail_all(time.monotonic()))
+
+    def shutdown(self) -> None:
+        """Abort what runs and let go of the thread. Safe to call twice."""
+        self.abort_all()
+        self._executor.stop()
+
+
+def _as_token_ids(prompt: object) -> list[int]:
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise RequestError(
+            f"a prompt of type {type(prompt).__name__}; accepted: text, or a list of token ids"
+        )
+    return list(prompt)
+
+
+def _make_scheduler(config: EngineConfig, ledger: Ledger) -> Scheduler:
+    return Scheduler(
+        BlockPool(ledger.num_blocks, ledger.block_size, config.enable_prefix_caching),
+        max_model_len=ledger.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        policy=config.scheduling_policy,
+        max_in_flight=2 if config.async_scheduling else 1,
+        debug=config.debug,
+    )
+
+
+def build_engine(config: EngineConfig, progress: bool = True) -> Engine:
+    """Find the model, load it, size the cache, and join the rooms.
+
+    Raises:
+        ModelError: the model cannot be found or loaded. OutOfMemoryError: it, or the cache, does not fit.
+    """
+    from octavo.execution.build import build_runner
+    from octavo.weights.open import open_checkpoint
+    from octavo.weights.source import resolve
+
+    path = resolve(config.model, revision=config.revision, progress=progress)
+    checkpoint = open_checkpoint(path, weights=config.load_format != "dummy")
+    tokenizer = _find_tokenizer(config, path, progress)
+    runner, ledger = build_runner(config, checkpoint, progress)
+    return Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict())
+
+
+def _find_tokenizer(config: EngineConfig, path: Path, progress: bool) -> Tokenizer | None:
+    """The tokenizer that was asked for, or the model's own, or None if it has none."""
+    from octavo.text.tokenizer import has_tokenizer, load_tokenizer
+    from octavo.weights.source import resolve
+
+    if config.tokenizer is not None:
+        return load_tokenizer(resolve(config.tokenizer, revision=config.revision, progress=progress))
+    return load_tokenizer(path) if has_tokenizer(path) else None

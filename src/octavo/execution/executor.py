@@ -1,0 +1,54 @@
+"""Who runs the steps: the same verbs whether in this thread, in another one, or (later) in other processes."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from octavo.core.plan import StepPlan, StepResult
+from octavo.execution.runner import Runner
+
+
+class Executor(Protocol):
+    """Runs plans in the order in which they are given."""
+
+    def execute(self, plan: StepPlan) -> Future[StepResult]:
+        """Start a step, or queue it behind the one that runs."""
+
+    def stop(self) -> None:
+        """Wait for the steps that were given, then let go of the thread or process. Safe to call twice."""
+
+
+class InlineExecutor:
+    """Runs each step at once in the caller's thread. For debugging: a breakpoint in the model works as expected."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def execute(self, plan: StepPlan) -> Future[StepResult]:
+        future: Future[StepResult] = Future()
+        try:
+            future.set_result(self._runner.run(plan))
+        except Exception as error:  # it belongs to whoever waits for the result
+            future.set_exception(error)
+        return future
+
+    def stop(self) -> None:
+        pass
+
+
+class ThreadExecutor:
+    """Runs steps in one thread of its own, so that the caller can plan and decode text meanwhile.
+
+    The kernels release the interpreter lock, so the two overlap.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="octavo-step")
+
+    def execute(self, plan: StepPlan) -> Future[StepResult]:
+        return self._pool.submit(self._runner.run, plan)
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=True)

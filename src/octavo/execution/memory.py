@@ -1,0 +1,129 @@
+"""The memory ledger: what the weights, the KV cache and the work of a step take, and how large the cache may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from octavo.config import DTYPES, EngineConfig, ModelConfig
+from octavo.errors import OutOfMemoryError, UsageError
+
+GIB = 1 << 30
+CPU_SHARE = 0.5
+"""Of a computer's free memory, this much is the engine's to plan with: it is not the only program there."""
+
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Bytes, and what they hold.
+
+    Attributes:
+        free: bytes that were free when the ledger was drawn up, with the weights loaded.
+        weights: parameters as they lie in memory.
+        kv_cache: all blocks together.
+        workspace: an upper estimate of what a step allocates.
+        num_blocks, block_size: of the KV cache.
+        max_model_len: the longest sequence that is accepted, in tokens.
+    """
+
+    free: int
+    weights: int
+    kv_cache: int
+    workspace: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"weights {_size(self.weights)}, KV cache {_size(self.kv_cache)} ({self.num_blocks} blocks of "
+            f"{self.block_size}, {self.kv_tokens} tokens), workspace up to {_size(self.workspace)}; "
+            f"longest sequence {self.max_model_len} tokens"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the machine's available memory, or what its control group leaves."""
+    free = psutil.virtual_memory().available
+    for limit_file, used_file in _CGROUP_FILES:
+        try:
+            limit = int(Path(limit_file).read_text())
+            used = int(Path(used_file).read_text())
+        except (OSError, ValueError):  # no such control group, or its limit is "max"
+            continue
+        free = min(free, max(limit - used, 0))
+    return free
+
+
+def workspace_bytes(model: ModelConfig, engine: EngineConfig, dtype: str) -> int:
+    """An upper estimate of what one step allocates besides weights and cache.
+
+    The widest activations are the gate-up product and its inputs (counted thrice the width: they coexist with the
+    residual and the query projections); logits are float32 and are copied about three times while sampling.
+    """
+    width = 3 * (2 * model.intermediate_size + 2 * model.hidden_size + 2 * model.num_heads * model.head_dim)
+    activations = engine.max_num_batched_tokens * width * DTYPES[dtype]
+    return activations + 3 * 4 * engine.max_num_seqs * model.vocab_size
+
+
+def draw_up(
+    model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: str, weights: int, free: int
+) -> Ledger:
+    """Decide the size of the KV cache and the longest sequence.
+
+    The cache gets the memory that is free after the workspace, times ``gpu_memory_utilization``, but no more than
+    ``max_num_seqs`` sequences of full length can use; or exactly ``kv_cache_memory``.
+
+    Raises:
+        UsageError: ``max_model_len`` is beyond the model's own.
+        OutOfMemoryError: not even one sequence of the length that was asked for fits; the message says what would.
+    """
+    _check_length(model, engine)
+    workspace = workspace_bytes(model, engine, dtype)
+    block_bytes = engine.block_size * model.kv_bytes_per_token(kv_dtype)
+    length = engine.max_model_len or model.max_position_embeddings
+    blocks_per_sequence = -(-length // engine.block_size)
+    budget = engine.kv_cache_memory or int((free * CPU_SHARE - workspace) * engine.gpu_memory_utilization)
+    if engine.kv_cache_memory and engine.kv_cache_memory > free:
+        raise OutOfMemoryError(f"kv_cache_memory is {_size(engine.kv_cache_memory)}; {_size(free)} are free")
+    num_blocks = min(budget // block_bytes, blocks_per_sequence * engine.max_num_seqs)
+    fitting = max(num_blocks, 0) * engine.block_size
+    if num_blocks < 1 or (engine.max_model_len and fitting < length):
+        raise OutOfMemoryError(
+            f"max_model_len={length} needs {_size(blocks_per_sequence * block_bytes)} of KV cache; there is room for "
+            f"{fitting} tokens ({_size(max(budget, 0))}). Lower max_model_len, max_num_seqs or max_num_batched_tokens, "
+            f"or set kv_cache_memory"
+        )
+    return Ledger(
+        free,
+        weights,
+        num_blocks * block_bytes,
+        workspace,
+        num_blocks,
+        engine.block_size,
+        min(length, fitting),
+    )
+
+
+def _check_length(model: ModelConfig, engine: EngineConfig) -> None:
+    if engine.max_model_len and engine.max_model_len > model.max_position_embeddings:
+        raise UsageError(
+            f"max_model_len={engine.max_model_len}: the model knows {model.max_position_embeddings} positions; "
+            f"at most {model.max_position_embeddings} is accepted"
+        )

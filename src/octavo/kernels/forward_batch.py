@@ -1,0 +1,80 @@
+"""What one step hands to the model: the tokens, where they stand, and the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class KVLayer(NamedTuple):
+    """One layer's part of the paged KV cache: keys and values, each ``[num_blocks, num_kv_heads, block_size,
+    head_dim]``.
+
+    A block is head-major, so that the keys of one head are gathered in one piece. Both are contiguous and
+    begin as zeros: kernels read whole blocks and mask what is not part of the context, and a mask cannot hide
+    a NaN.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def zeros(
+        cls,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> KVLayer:
+        """An empty cache of ``num_blocks`` blocks."""
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        return cls(
+            torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+        )
+
+
+class AttentionPlan:
+    """The index arithmetic of one step, done once by ``Ops.plan_attention`` and read by every layer. Opaque:
+    each backend has its own."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ForwardBatch:
+    """One step's input: R rows (one for each request) with T tokens in all.
+
+    Row r brings ``query_lens[r] >= 1`` new tokens. They are consecutive among the T tokens, rows in order,
+    and stand at positions ``context_lens[r] - query_lens[r]`` to ``context_lens[r] - 1`` of their request;
+    keys and values of the positions before them are in the cache. Any mixture of lengths is one batch: there
+    is no prefill and no decode here.
+
+    Attributes:
+        token_ids: ``[T]`` int64, on the device.
+        positions: ``[T]`` int64, on the device.
+        slot_mapping: ``[T]`` int64, on the device: ``block * block_size + offset`` where the token's K and V
+            are written.
+        query_lens: R host integers: new tokens of each row.
+        context_lens: R host integers: tokens in the cache after this step, the row's new ones included.
+        block_tables: ``[R, max_blocks]`` int32 or int64; entry ``[r, i]`` is the block with positions ``i *
+            block_size`` onwards of row r. Entries beyond a row's context are 0; they never influence a
+            result.
+        logit_indices: ``[S]`` int64, on the device: which of the T hidden rows are to become logits.
+        kv_cache: one ``KVLayer`` for each layer.
+        block_size: tokens in a block.
+        attention: ``Ops.plan_attention(batch)``; set before the model runs.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    query_lens: Sequence[int]
+    context_lens: Sequence[int]
+    block_tables: torch.Tensor
+    logit_indices: torch.Tensor
+    kv_cache: Sequence[KVLayer]
+    block_size: int
+    attention: AttentionPlan | None = None

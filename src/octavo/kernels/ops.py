@@ -1,0 +1,104 @@
+"""The seam to the hardware: everything that a model asks a device to compute.
+
+T is the number of tokens in a step, H the hidden size, I the intermediate size, Hq and Hk the numbers of
+query and of key/value heads, D the size of a head. ``x`` and results have the model's dtype; sums inside are
+at least float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+
+
+class Ops(ABC):
+    """The operations of one device. `octavo.kernels.reference` defines what each must return."""
+
+    @abstractmethod
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of ``weight [V, H]`` for ``ids [T]`` int64: ``[T, H]``."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``."""
+
+    @abstractmethod
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """``x / sqrt(mean(x²) + eps) * weight`` over the last dimension (arXiv:1910.07467)."""
+
+    @abstractmethod
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """``(rms_norm(x + residual), x + residual)``. May overwrite both inputs."""
+
+    @abstractmethod
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """``silu(gate) * up`` of ``gate_up [T, 2I]``, whose first half is the gate: ``[T, I]`` (SwiGLU,
+        arXiv:2002.05202).
+        """
+
+    @abstractmethod
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        slot_mapping: Tensor,
+        kv: KVLayer,
+    ) -> Tensor:
+        """Normalise and rotate queries and keys, write keys and values into the cache, return the queries.
+
+        One operation, because a fused kernel reads ``qkv`` once.
+
+        Args:
+            qkv: ``[T, (Hq + 2 Hk) * D]``: queries, keys, values. May be overwritten.
+            positions: ``[T]`` int64.
+            cos_sin: ``[max_positions, D]`` float32: D/2 cosines, then D/2 sines (RoPE, arXiv:2104.09864,
+                halves rotated).
+            q_norm, k_norm: ``[D]`` RMSNorm weights applied to each head before rotation, or both None.
+            eps: of these norms.
+            slot_mapping: ``[T]`` int64, as in ``ForwardBatch``.
+            kv: the layer's cache; Hk and D are read from its shape.
+
+        Returns:
+            Queries ``[T, Hq, D]``.
+        """
+
+    @abstractmethod
+    def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
+        """Do the index arithmetic of ``attention`` for all layers of a step, from the batch's lengths and
+        block tables.
+        """
+
+    @abstractmethod
+    def attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        """Causal attention of each row's queries over its cached context.
+
+        A query at position p sees the positions ``max(0, p - window + 1)`` to ``p``. Query head h reads
+        key/value head ``h // (Hq / Hk)``.
+
+        Args:
+            q: ``[T, Hq, D]``, rotated; the keys and values of the same tokens are in the cache already.
+            kv: the layer's cache.
+            plan: of this step, from ``plan_attention`` of the same ops.
+            scale: factor of the scores.
+            window: how many positions a query sees, itself included; None: all.
+            soft_cap: scores become ``soft_cap * tanh(scores / soft_cap)`` if given (arXiv:2408.00118).
+
+        Returns:
+            ``[T, Hq * D]``.
+        """

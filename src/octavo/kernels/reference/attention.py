@@ -1,0 +1,75 @@
+"""Attention over the paged cache: gather a group's blocks, multiply, softmax, multiply.
+
+The query heads that share a key/value head are rows of one matrix, so keys are never repeated. On a CPU this
+is faster than torch's fused attention, whose kernel does not use the batched bfloat16 product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.forward_batch import KVLayer
+from octavo.kernels.reference.attention_plan import Group, GroupedPlan, Piece
+from octavo.kernels.reference.workspace import Workspace
+
+
+def attention(
+    q: Tensor, kv: KVLayer, plan: GroupedPlan, scale: float, window: int | None, soft_cap: float | None
+) -> Tensor:
+    """See ``Ops.attention``."""
+    out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+    for group in plan.groups(window):
+        out[group.tokens] = _attend(q[group.tokens], kv, plan, group, scale, soft_cap)
+    return out
+
+
+def _attend(
+    q: Tensor, kv: KVLayer, plan: GroupedPlan, group: Group, scale: float, soft_cap: float | None
+) -> Tensor:
+    """One group: ``q [B * Q, Hq, D]`` to ``[B * Q, Hq * D]``."""
+    b, hk, d = group.num_rows, kv.keys.shape[1], q.shape[-1]
+    share = q.shape[1] // hk
+    rows = q.reshape(b, -1, hk, share * d).transpose(1, 2).reshape(b * hk, -1, d)
+    k = _gather(kv.keys, group, plan.workspace, "keys").view(b * hk, -1, d).to(q.dtype)
+    v = _gather(kv.values, group, plan.workspace, "values").view(b * hk, -1, d).to(q.dtype)
+    done = []
+    for piece in group.pieces:
+        part = rows[:, piece.queries.start * share : piece.queries.stop * share]
+        keys, values = k[:, piece.keys], v[:, piece.keys]
+        done.append(_attend_piece(part, keys, values, piece, (b, hk, share), scale, soft_cap, plan.workspace))
+    out = done[0] if len(done) == 1 else torch.cat(done, dim=1)
+    return out.view(b, hk, -1, share * d).transpose(1, 2).reshape(-1, hk * share * d)
+
+
+def _gather(cache: Tensor, group: Group, workspace: Workspace, name: str) -> Tensor:
+    """The group's keys or values, head by head: ``[B * Hk * n, block_size * D]``."""
+    num_blocks, hk, block_size, d = cache.shape
+    out = workspace.take(name, (len(group.cache_rows), block_size * d), cache)
+    return torch.index_select(cache.view(num_blocks * hk, block_size * d), 0, group.cache_rows, out=out)
+
+
+def _attend_piece(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    piece: Piece,
+    sizes: tuple[int, int, int],
+    scale: float,
+    soft_cap: float | None,
+    workspace: Workspace,
+) -> Tensor:
+    """``q [B * Hk, queries * share, D]`` over ``k, v [B * Hk, keys, D]``; softmax in float32."""
+    shape = (q.shape[0], q.shape[1], k.shape[1])
+    scores = workspace.take("scores", shape, q)
+    torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
+    exact = (
+        scores if q.dtype == torch.float32 else workspace.take("exact", shape, q, torch.float32).copy_(scores)
+    )
+    if soft_cap is not None:
+        exact.div_(soft_cap).tanh_().mul_(soft_cap)
+    if piece.mask is not None:
+        b, hk, share = sizes
+        exact.view(b, hk, -1, share, k.shape[1])[..., -piece.mask.shape[-1] :].add_(piece.mask)
+    weights = torch.softmax(exact, dim=-1, out=workspace.take("weights", shape, q, torch.float32))
+    return torch.bmm(weights if q.dtype == torch.float32 else scores.copy_(weights), v)

@@ -1,0 +1,66 @@
+"""The reference backend: the operations joined in one class, for other backends to inherit from."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.ops import Ops
+from octavo.kernels.reference import attention, rotary
+from octavo.kernels.reference.attention_plan import GroupedPlan
+from octavo.kernels.reference.workspace import Workspace
+
+
+class ReferenceOps(Ops):
+    """`Ops` in plain torch, for any device. One object serves one thread."""
+
+    def __init__(self) -> None:
+        self._workspace = Workspace()
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(ids, weight)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return self.rms_norm(total, weight, eps), total
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        slot_mapping: Tensor,
+        kv: KVLayer,
+    ) -> Tensor:
+        return rotary.rotate_and_store(qkv, positions, cos_sin, q_norm, k_norm, eps, slot_mapping, kv)
+
+    def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
+        return GroupedPlan(batch, self._workspace)
+
+    def attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        if not isinstance(plan, GroupedPlan):
+            raise TypeError("the plan is not from plan_attention of the same ops")
+        return attention.attention(q, kv, plan, scale, window, soft_cap)

@@ -1,0 +1,49 @@
+"""Parameters that know which tensors of a checkpoint they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from octavo.layers.build import Build
+
+ALL = slice(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one tensor of a checkpoint goes in a parameter.
+
+    Attributes:
+        shape: of the whole tensor in the checkpoint.
+        source: what this shard takes of it, dimension by dimension.
+        rows: of the parameter, that it fills.
+        module: the checkpoint's name for the module, where it is not the module's own: "q_proj" for a part of
+            "qkv_proj".
+    """
+
+    shape: tuple[int, ...]
+    source: tuple[slice, ...] = (ALL,)
+    rows: slice = field(default_factory=lambda: ALL)
+    module: str | None = None
+
+
+class Weight(nn.Parameter):
+    """A parameter without gradient that is filled from the checkpoint, place by place."""
+
+    places: Sequence[Place]
+
+    def __new__(cls, build: Build, shape: tuple[int, ...], places: Sequence[Place]) -> Self:
+        """Uninitialised memory of ``shape``, in the build's dtype and on its device."""
+        data = torch.empty(shape, dtype=build.dtype, device=build.device)
+        weight = torch.Tensor._make_subclass(cls, data, False)
+        weight.places = places
+        return weight
+
+    def load(self, place: Place, tensor: Tensor) -> None:
+        """Copy this shard's part of a checkpoint's ``tensor`` (of ``place.shape``) to where it belongs."""
+        self.data[place.rows].copy_(tensor[place.source])

@@ -1,0 +1,271 @@
+"""``LLM``: a model in this process, with the verbs most people want."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from octavo.config import EngineConfig
+from octavo.engine import Engine, Prompt, build_engine
+from octavo.errors import RequestError
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.text.chat import render_chat
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """Loads a model and generates with it.
+
+    Args:
+        model: an alias (``"smollm2-135m"``), a hub repository, a folder, or a ``.gguf`` file.
+        kwargs: the fields of `octavo.config.EngineConfig`; an unknown one is an error that names the nearest.
+
+    Attributes:
+        engine: the loop itself, for who wants to add requests and step by hand.
+        config: the ``EngineConfig``.
+        tokenizer: the model's tokenizer, or None.
+    """
+
+    def __init__(self, model: str, **kwargs: Any) -> None:
+        self.config = EngineConfig.from_kwargs(model, **kwargs)
+        self.engine: Engine = build_engine(self.config, progress=sys.stderr.isatty())
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's makers suggest, where they suggest something."""
+        suggested: dict[str, Any] = dict(self.engine.generation)
+        return SamplingParams(**suggested)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts, as many at once as fit; outputs are in the prompts' order.
+
+        Args:
+            prompts: one prompt or many; each is text or a list of token ids.
+            sampling_params: for all, or one for each; None: the model's defaults.
+            use_tqdm: show a progress bar on standard error.
+            priority: one for each prompt, with ``scheduling_policy="priority"``; lower runs first.
+
+        Raises:
+            RequestError: a prompt can never be served. None of them has then been started.
+        """
+        many = _as_list(prompts)
+        params = self._params_for(sampling_params, len(many))
+        priorities = [0] * len(many) if priority is None else list(priority)
+        if len(priorities) != len(many):
+            raise RequestError(
+                f"{len(priorities)} priorities for {len(many)} prompts; one for each is needed"
+            )
+        return self._run(many, params, priorities, use_tqdm, add_special_tokens=True)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several: each is a list of ``{"role": …, "content": …}``.
+
+        Raises:
+            RequestError: there is no chat template, it refuses the messages, or a prompt can never be served.
+        """
+        first = messages[0] if messages else None
+        conversations = [messages] if first is None or isinstance(first, Mapping) else list(messages)
+        extra = dict(chat_template_kwargs or {})
+        prompts = [
+            self.render(
+                c,
+                chat_template=chat_template,
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+                **extra,
+            )
+            for c in conversations
+        ]
+        params = self._params_for(sampling_params, len(prompts))
+        return self._run(prompts, params, [0] * len(prompts), use_tqdm, add_special_tokens=False)
+
+    def stream(
+        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[CompletionOutput]:
+        """Complete one prompt (or conversation) and yield what is new, piece by piece.
+
+        Each piece is a ``CompletionOutput`` with only the new ``text``, ``token_ids`` and ``logprobs``; the last one of
+        each completion has its ``finish_reason``. Closing the iterator aborts the request.
+        """
+        params = sampling_params or self.get_default_sampling_params()
+        request_id = self.engine.add_request(self.encode(prompt), params)
+        return (piece for _, piece in self.follow(request_id))
+
+    def follow(self, request_id: str) -> Iterator[tuple[RequestOutput, CompletionOutput]]:
+        """Step until an added request is finished; yield its output so far and, beside it, what is new."""
+        cursors: dict[int, _Cursor] = {}
+        finished = False
+        try:
+            while not finished:
+                for output in self.engine.step():
+                    if output.request_id == request_id:
+                        finished = output.finished
+                        for piece in _news(output, cursors):
+                            yield output, piece
+        finally:
+            if not finished:
+                self.engine.abort(request_id)
+
+    def encode(self, prompt: Prompt | Sequence[Message]) -> list[int]:
+        """Token ids of a text (with BOS, if the model wants it), a conversation, or token ids as they are."""
+        if not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping):
+            return self.engine.encode(self.render(prompt), add_special_tokens=False)
+        return self.engine.encode(prompt)  # type: ignore[arg-type]
+
+    def render(self, messages: Any, *, chat_template: str | None = None, **kwargs: Any) -> str:
+        """The prompt that the chat template makes of a conversation."""
+        tokenizer = self.engine.tokenizer
+        template = (
+            chat_template or self.config.chat_template or (tokenizer.chat_template if tokenizer else None)
+        )
+        if tokenizer is None or template is None:
+            raise RequestError("the model has no chat template; use generate, or give chat_template=")
+        kwargs.setdefault("add_generation_prompt", True)
+        return render_chat(
+            template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, **kwargs
+        )
+
+    def shutdown(self) -> None:
+        """Abort what runs and let go of the engine's thread. Using the LLM as a context manager does it, too."""
+        self.engine.shutdown()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def _params_for(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if params is None:
+            params = self.get_default_sampling_params()
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        if len(params) != count:
+            raise RequestError(
+                f"{len(params)} sampling_params for {count} prompts; one for all, or one for each, is needed"
+            )
+        return list(params)
+
+    def _run(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        priorities: Sequence[int],
+        use_tqdm: bool,
+        add_special_tokens: bool,
+    ) -> list[RequestOutput]:
+        ids: list[str] = []
+        try:
+            for i, (prompt, param, priority) in enumerate(zip(prompts, params, priorities, strict=True)):
+                ids.append(self._add(i, prompt, param, priority, add_special_tokens))
+            done = self._finish_all(set(ids), use_tqdm)
+        except BaseException:  # Ctrl-C included: nothing of this call may stay behind
+            for request_id in ids:
+                self.engine.abort(request_id)
+            raise
+        return [done[request_id] for request_id in ids]
+
+    def _add(
+        self, i: int, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
+    ) -> str:
+        try:
+            return self.engine.add_request(
+                prompt, params, priority=priority, add_special_tokens=add_special_tokens
+            )
+        except RequestError as error:
+            raise RequestError(f"prompt {i}: {error}") from None
+
+    def _finish_all(self, wanted: set[str], use_tqdm: bool) -> dict[str, RequestOutput]:
+        done: dict[str, RequestOutput] = {}
+        bar = tqdm(total=len(wanted), desc="prompts", unit="prompt", disable=not use_tqdm, dynamic_ncols=True)
+        with bar:
+            rates = _Rates()
+            while len(done) < len(wanted):
+                for output in self.engine.step():
+                    if output.finished and output.request_id in wanted:
+                        done[output.request_id] = output
+                        bar.set_postfix_str(rates.after(output, bar.format_dict["elapsed"]), refresh=False)
+                        bar.update()
+        return done
+
+
+def _news(output: RequestOutput, cursors: dict[int, _Cursor]) -> Iterator[CompletionOutput]:
+    for completion in output.outputs:
+        piece = cursors.setdefault(completion.index, _Cursor()).advance(completion)
+        if piece is not None:
+            yield piece
+
+
+class _Cursor:
+    """How far a stream's caller has seen a completion."""
+
+    def __init__(self) -> None:
+        self._text = 0
+        self._tokens = 0
+        self._finished = False
+
+    def advance(self, whole: CompletionOutput) -> CompletionOutput | None:
+        """What is new in ``whole`` since the last call; None if nothing is."""
+        if self._finished or (len(whole.token_ids) == self._tokens and not whole.finished):
+            return None
+        piece = CompletionOutput(
+            whole.index,
+            whole.text[self._text :],
+            whole.token_ids[self._tokens :],
+            whole.logprobs[self._tokens :] if whole.logprobs is not None else None,
+            whole.cumulative_logprob,
+            whole.finish_reason,
+            whole.stop_reason,
+        )
+        self._text, self._tokens, self._finished = len(whole.text), len(whole.token_ids), whole.finished
+        return piece
+
+
+class _Rates:
+    """Prompt and output tokens per second, for the progress bar."""
+
+    def __init__(self) -> None:
+        self._prompt = 0
+        self._output = 0
+
+    def after(self, output: RequestOutput, seconds: float) -> str:
+        self._prompt += len(output.prompt_token_ids)
+        self._output += sum(len(c.token_ids) for c in output.outputs)
+        seconds = max(seconds, 1e-9)
+        return f"prompt {self._prompt / seconds:.0f} tok/s, output {self._output / seconds:.0f} tok/s"
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt as a list of one. A list of integers is one prompt, as token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(p, int) for p in prompts):
+        return [list(prompts)]  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Model families: one short file each, and what they have in common."""

@@ -1,0 +1,266 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers_sampling import choose, edited, survivors, walk
+from octavo.execution.logprobs import prompt_logprobs
+from octavo.execution.random_numbers import uniform
+from octavo.execution.sampler import Sampler
+from octavo.kernels.reference.sampling import MAX_VOCAB_SIZE
+from octavo.sampling_params import SamplingParams
+
+VOCAB = 97
+EOS = (2, 5)
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1e-6, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 5, 50, 1000]),
+    top_p=st.sampled_from([1e-9, 0.33, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.07]),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
+    presence_penalty=st.sampled_from([0.0, 0.7, -0.6]),
+    frequency_penalty=st.sampled_from([0.0, 0.4]),
+    logit_bias=st.none()
+    | st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 1.5, 4.0]), max_size=4),
+    allowed_token_ids=st.none() | st.lists(st.integers(10, VOCAB - 1), min_size=3, max_size=30),
+    min_tokens=st.sampled_from([0, 2]),
+    stop_token_ids=st.lists(st.integers(0, 9), max_size=2),
+    logprobs=st.sampled_from([None, 0, 3, 500]),
+)
+REQUEST = st.tuples(
+    PARAMS,
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20),
+    st.lists(st.integers(0, VOCAB - 1), max_size=5),
+    st.sampled_from([[], [[7]], [[7], [3, 4], [1, 2, 3]]]),
+)
+
+
+def random_logits(seed, rows, vocab=VOCAB, scale=3.0):
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def filled(requests, *, slots=None, size=64, vocab=VOCAB):
+    """A sampler with (params, prompt, output, bad words) in these slots; seeds count up from 1000."""
+    sampler = Sampler(size, vocab)
+    for i, (params, prompt, output, words) in enumerate(requests):
+        sampler.add(slots[i] if slots else i, params, prompt, output, 1000 + i, EOS, words)
+    return sampler
+
+
+def near_tie(logits, params, number):
+    """Whether float32 rounding may decide between two tokens, so that the oracle's word does not count."""
+    if params.temperature == 0:
+        first, second = np.sort(logits)[-2:]
+        return second - first < 1e-4
+    kept = walk(logits, params)
+    ends = np.cumsum([weight for _, weight in kept]) / sum(weight for _, weight in kept)
+    spread = sorted(survivors(logits, SamplingParams(temperature=params.temperature)), key=lambda x: -x[1])
+    shares = np.cumsum([weight for _, weight in spread]) / sum(weight for _, weight in spread)
+    return np.abs(ends[:-1] - number).min(initial=1) < 1e-4 or np.abs(shares - params.top_p).min() < 1e-5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(REQUEST, min_size=1, max_size=6), st.integers(0, 1000))
+def test_three_steps_of_any_mixture_equal_the_textbook(requests, seed):
+    sampler = filled(requests)
+    outputs = [list(output) for _, _, output, _ in requests]
+    for step in range(3):
+        logits = random_logits(seed + step, len(requests))
+        found = sampler.sample(logits.clone(), torch.arange(len(requests))).to_host()
+        for row, (params, prompt, _, words) in enumerate(requests):
+            values = edited(logits[row].numpy(), params, prompt, outputs[row], EOS, words)
+            number = uniform(np.array([1000 + row], np.uint64), np.array([len(outputs[row])], np.uint64))[0]
+            token = int(found.token_ids[row])
+            assert not found.bad[row]
+            assert values[token] > -math.inf
+            assert token == choose(values, params, number) or near_tie(values, params, number)
+            check_logprobs(found.logprobs[row], logits[row], token, params.logprobs)
+            outputs[row].append(token)
+
+
+def check_logprobs(found, logits, token, k):
+    if k is None:
+        assert found is None
+        return
+    exact = torch.log_softmax(logits.double(), 0)
+    order = logits.argsort(descending=True, stable=True).tolist()
+    assert (found.token_id, found.rank) == (token, order.index(token) + 1)
+    assert found.logprob == pytest.approx(exact[token].item(), abs=1e-4)
+    assert found.top_ids == order[:k]
+    assert found.top_logprobs == pytest.approx(exact[order[:k]].tolist(), abs=1e-4)
+
+
+MIXTURE = [
+    {"temperature": 0.9},
+    {"temperature": 0},
+    {"top_p": 0.8},
+    {"top_k": 9, "min_p": 0.02},
+    {"repetition_penalty": 1.2, "logprobs": 4},
+    {"frequency_penalty": 0.5, "temperature": 0},
+    {"logit_bias": {3: 2.0}, "top_p": 0.95},
+    {"allowed_token_ids": list(range(5, 60)), "top_k": 2000},
+]
+
+
+def test_a_row_is_bitwise_the_same_alone_and_in_a_batch_of_64():
+    vocab, prompt = 5003, list(range(40))
+    requests = [
+        (SamplingParams(**MIXTURE[i % 8]), prompt, [], [[9, 4], [8]] if i % 3 else []) for i in range(64)
+    ]
+    together = filled(requests, vocab=vocab, slots=list(range(64))[::-1])
+    steps = [random_logits(i, 64, vocab) for i in range(4)]
+    expected = [together.sample(x.clone(), torch.arange(63, -1, -1)).to_host() for x in steps]
+    for i in range(0, 64, 5):
+        alone = Sampler(1, vocab)
+        params, _, _, words = requests[i]
+        alone.add(0, params, prompt, [], 1000 + i, EOS, words)
+        for logits, batch in zip(steps, expected, strict=True):
+            found = alone.sample(logits[i : i + 1].clone(), torch.tensor([0])).to_host()
+            assert found.token_ids[0] == batch.token_ids[i]
+            assert found.logprobs[0] == batch.logprobs[i]
+
+
+def test_a_request_that_comes_back_goes_on_as_if_it_had_stayed():
+    requests = [(SamplingParams(min_tokens=6, **kind), [1, 2, 3], [], [[11, 12], [13]]) for kind in MIXTURE]
+    stayed = filled(requests)
+    rows = torch.arange(len(requests))
+    outputs = np.array([stayed.sample(random_logits(i, 8), rows).token_ids.numpy() for i in range(4)])
+    back = [
+        (params, prompt, outputs[:, i].tolist(), words)
+        for i, (params, prompt, _, words) in enumerate(requests)
+    ]
+    returned = filled(back, slots=list(range(20, 28)))
+    for i in range(4, 9):
+        first, second = (s.sample(random_logits(i, 8), r) for s, r in ((stayed, rows), (returned, rows + 20)))
+        assert torch.equal(first.token_ids, second.token_ids)
+
+
+def test_a_slot_forgets_its_former_request():
+    sampler = Sampler(1, VOCAB)
+    hard = SamplingParams(
+        temperature=0, allowed_token_ids=[1], repetition_penalty=1.5, min_tokens=9, logprobs=2
+    )
+    sampler.add(0, hard, [4], [], 1, EOS, [[8]])
+    sampler.sample(random_logits(0, 1), torch.tensor([0]))
+    sampler.add(0, SamplingParams(temperature=0), [4], [], 1, EOS)
+    logits = random_logits(1, 1)
+    found = sampler.sample(logits.clone(), torch.tensor([0])).to_host()
+    assert found.token_ids[0] == logits.argmax()
+    assert found.logprobs == [None]
+
+
+def test_seeds_make_tokens_and_tokens_follow_the_distribution():
+    row = random_logits(3, 1, 10, 1.0)
+    sampler = Sampler(256, 10)
+    observed = np.zeros(10)
+    for batch in range(80):
+        for slot in range(256):
+            sampler.add(slot, SamplingParams(), [1], [], batch * 256 + slot)
+        found = sampler.sample(row.repeat(256, 1), torch.arange(256)).token_ids
+        observed += np.bincount(found.numpy(), minlength=10)
+    expected = row.softmax(1)[0].numpy() * observed.sum()
+    assert ((observed - expected) ** 2 / expected).sum() < 27.9  # the 99.9 % point with 9 degrees of freedom
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63), 2**64 - 1])
+def test_any_64_bit_seed_will_do(seed):
+    tokens = []
+    for _ in range(2):
+        sampler = Sampler(1, VOCAB)
+        sampler.add(0, SamplingParams(), [1], [], seed)
+        tokens.append(
+            [int(sampler.sample(random_logits(i, 1), torch.tensor([0])).token_ids) for i in range(5)]
+        )
+    assert tokens[0] == tokens[1]
+
+
+def test_no_end_before_min_tokens():
+    sampler = Sampler(1, VOCAB)
+    sampler.add(0, SamplingParams(temperature=0, min_tokens=2, stop_token_ids=[7]), [1], [], 0, EOS)
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [2, 5, 7, 50]] = torch.tensor([9.0, 8.0, 7.0, 1.0])
+    assert [int(sampler.sample(logits.clone(), torch.tensor([0])).token_ids) for _ in range(3)] == [50, 50, 2]
+
+
+def test_bad_words_are_never_completed():
+    sampler = Sampler(1, VOCAB)
+    sampler.add(0, SamplingParams(temperature=0, bad_words=["x"]), [6], [], 0, EOS, [[9], [6, 7], [6, 6, 8]])
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [9, 8, 7, 6]] = torch.tensor([9.0, 8.0, 7.0, 6.5])
+    steps = []
+    for step in range(4):
+        logits[0, 8] = 8.0 if step in (2, 3) else 0.0
+        steps.append(int(sampler.sample(logits.clone(), torch.tensor([0])).token_ids))
+    assert steps == [7, 7, 8, 8]  # 9 never; the prompt's 6 does not count
+
+
+def test_a_bad_word_needs_all_of_its_beginning():
+    sampler = Sampler(1, VOCAB)
+    sampler.add(0, SamplingParams(temperature=0), [1], [6], 0, EOS, [[6, 6, 8]])
+    one, two = torch.zeros(1, VOCAB), torch.zeros(1, VOCAB)
+    one[0, 6], two[0, 8] = 1.0, 1.0
+    assert int(sampler.sample(one.clone(), torch.tensor([0])).token_ids) == 6
+    assert int(sampler.sample(two.clone(), torch.tensor([0])).token_ids) == 0  # 8 would complete 6 6 8
+    assert int(sampler.sample(two.clone(), torch.tensor([0])).token_ids) == 8
+
+
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {}, {"top_p": 0.5}, {"top_k": 3, "logprobs": 2}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_hopeless_rows_are_reported_and_others_unharmed(kind, value):
+    sampler = filled([(SamplingParams(**kind), [1], [], [])] * 3)
+    clean = filled([(SamplingParams(**kind), [1], [], [])] * 3)
+    logits = random_logits(1, 3)
+    broken = logits.clone()
+    if value == -math.inf:
+        broken[1] = value
+    else:
+        broken[1, 4] = value
+    found = sampler.sample(broken, torch.arange(3))
+    assert found.bad.tolist() == [False, True, False]
+    assert found.token_ids[1] == 0
+    assert torch.equal(found.token_ids[[0, 2]], clean.sample(logits, torch.arange(3)).token_ids[[0, 2]])
+
+
+def test_a_request_that_bans_every_token_is_reported():
+    sampler = Sampler(1, VOCAB)
+    sampler.add(0, SamplingParams(allowed_token_ids=[2, 5], min_tokens=1), [1], [], 0, EOS)
+    assert sampler.sample(random_logits(0, 1), torch.tensor([0])).bad.tolist() == [True]
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+@pytest.mark.parametrize("kind", [{}, {"top_p": 0.5}, {"top_k": 5}])
+def test_tiny_temperatures_are_greedy_and_overflow_nothing(temperature, kind):
+    sampler = filled([(SamplingParams(temperature=temperature, **kind), [1], [], [])] * 8)
+    logits = random_logits(0, 8, scale=1e4)
+    found = sampler.sample(logits.clone(), torch.arange(8))
+    assert torch.equal(found.token_ids, logits.argmax(1))
+    assert not found.bad.any()
+
+
+def test_an_empty_step_is_no_trouble():
+    found = Sampler(4, VOCAB).sample(torch.zeros(0, VOCAB), torch.zeros(0, dtype=torch.int64)).to_host()
+    assert (len(found.token_ids), found.logprobs) == (0, [])
+
+
+def test_a_new_sampler_holds_no_vocabulary_for_each_slot():
+    sampler = Sampler(256, 151_936)
+    assert sampler._table.nbytes + sampler._counts.num_bytes < 100_000
+
+
+def test_a_vocabulary_too_large_for_exact_sums_is_refused():
+    with pytest.raises(ValueError, match="at most"):
+        Sampler(1, MAX_VOCAB_SIZE + 1)
+
+
+def test_prompt_logprobs_are_the_same_in_chunks(monkeypatch):
+    logits, targets = random_logits(4, 23), torch.arange(23)
+    whole = prompt_logprobs(logits, targets, 5)
+    monkeypatch.setattr("octavo.execution.logprobs._CHUNK_BYTES", 4 * VOCAB * 7)
+    assert prompt_logprobs(logits, targets, 5) == whole
+    for row, found in enumerate(whole):
+        check_logprobs(found, logits[row], row, 5)

@@ -1,0 +1,87 @@
+"""Small tokenizers trained on the spot: byte-level BPE and SentencePiece BPE with byte fallback."""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog doesn't mind: it's 1234 o'clock.",
+    "def add(a, b):\n    return a + b  # sums\n\n\nprint(add(1, 22))\t\n",
+    "Über den Wolken muß die Freiheit wohl grenzenlos sein; naïve café, déjà vu, œuvre.",
+    "Съешь ещё этих мягких французских булок, да выпей же чаю.",
+    "敏捷的棕色狐狸跳过了懒狗。 こんにちは世界、さようなら。",
+    "Emoji 😀 😃 👩‍👩‍👧 🏳️‍🌈 are fun 🎉🎉 and so are ﬁne ligatures and a\u0301 marks.",
+] * 4
+
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+
+TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(" ".join(CORPUS).split(" ")), max_size=12).map(
+    " ".join
+)
+"""Any Unicode (no surrogates) and text of the kind that the small tokenizers were trained on."""
+
+
+@lru_cache
+def byte_level_bpe() -> tokenizers.Tokenizer:
+    """Byte-level BPE as GPT-2 and Llama 3 have it: special tokens, and BOS added by a post-processor."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.add_tokens([tokenizers.AddedToken("<tool_call>", normalized=False), "你好呀"])
+    bos = backend.token_to_id("<s>")
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    return backend
+
+
+@lru_cache
+def spm_model(**options: Any) -> bytes:
+    """A serialized SentencePiece model with Llama's settings, but for ``options``."""
+    settings: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": 600,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "character_coverage": 0.98,
+        "minloglevel": 2,
+        **options,
+    }
+    model = io.BytesIO()
+    sentences = [line for text in CORPUS for line in text.split("\n")]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, **settings
+    )
+    return model.getvalue()
+
+
+def save_bpe(folder: Path, **config: Any) -> Path:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
+    byte_level_bpe().save(str(folder / "tokenizer.json"))
+    return write_config(folder, bos_token="<s>", eos_token="</s>", **config)
+
+
+def save_spm(folder: Path, **config: Any) -> Path:
+    """Write ``tokenizer.model``, and ``tokenizer_config.json`` if there is something to put in."""
+    (folder / "tokenizer.model").write_bytes(spm_model())
+    return write_config(folder, **config) if config else folder
+
+
+def write_config(folder: Path, **config: Any) -> Path:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
