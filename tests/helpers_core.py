@@ -11,9 +11,7 @@ from octavo.core.scheduler import Scheduler
 from octavo.sampling_params import SamplingParams
 
 
-def make_scheduler(
-    num_blocks: int = 100, block_size: int = 4, caching: bool = True, **options: Any
-) -> Scheduler:
+def make_scheduler(num_blocks: int = 100, block_size: int = 4, caching: bool = True, **options: Any) -> Scheduler:
     options = {
         "max_model_len": 1000,
         "max_num_seqs": 8,

@@ -206,9 +206,7 @@ class World:
             if row is None and request.num_remaining:
                 assert self.scheduler.in_flight.limbo, f"{request.id} runs and was passed over"
                 someone_waits = True
-            assert not (row and row.new_blocks and someone_waits), (
-                "blocks were taken that one before waits for"
-            )
+            assert not (row and row.new_blocks and someone_waits), "blocks were taken that one before waits for"
 
     def _hear(self, events: list[Event] | tuple[Event, ...]) -> None:
         for event in events:
@@ -234,9 +232,7 @@ class World:
         untold = client.request.metrics.num_preemptions - client.preemptions
         if end.reason in ("abort", "error"):
             assert client.tokens == tokens[: len(client.tokens)], "wrong tokens"
-            assert untold in (0, 1), (
-                "a preemption was not told"
-            )  # 1: it ended before there was a plan to tell it
+            assert untold in (0, 1), "a preemption was not told"  # 1: it ended before there was a plan to tell it
         else:
             assert client.tokens == tokens, "wrong tokens"
             assert (end.reason, end.stop_reason) == (reason, stop), "a wrong end"
@@ -265,12 +261,12 @@ def draw_request(world: World, rng: Random, prompts: list[list[int]]) -> str:
     )
 
 
-def episode(rng: Random, num_moves: int) -> World:
-    """A world of random sizes, moved at random until ``num_moves`` were made, and drained."""
-    world = World(Setup.draw(rng))
+def wander(world: World, rng: Random, num_moves: int) -> None:
+    """Move at random until ``num_moves`` more moves were made; then drain."""
     prompts: list[list[int]] = [[] for _ in range(4)]
     crowd = rng.choice([2, 4, 8])
-    while world.num_moves < num_moves:
+    end = world.num_moves + num_moves
+    while world.num_moves < end:
         draw = rng.random()
         if draw < 0.005 and world.clients:
             world.abort(rng.choice(list(world.clients)))
@@ -284,4 +280,3 @@ def episode(rng: Random, num_moves: int) -> World:
         else:
             world.plan()
     world.drain()
-    return world

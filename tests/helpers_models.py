@@ -109,9 +109,7 @@ class PagedDriver:
     engine.
     """
 
-    def __init__(
-        self, model: DecoderModel, *, block_size: int = 4, num_blocks: int = 256, seed: int = 0
-    ) -> None:
+    def __init__(self, model: DecoderModel, *, block_size: int = 4, num_blocks: int = 256, seed: int = 0) -> None:
         self.model, self.block_size = model, block_size
         self.ops = model.model.norm.ops
         attention = model.model.layers[0].self_attn
@@ -131,14 +129,11 @@ class PagedDriver:
             start = self.lengths.get(request, 0)
             self.lengths[request] = start + len(new)
             table = self.tables.setdefault(request, [])
-            table += [
-                self._free.pop() for _ in range(-(-self.lengths[request] // self.block_size) - len(table))
-            ]
+            table += [self._free.pop() for _ in range(-(-self.lengths[request] // self.block_size) - len(table))]
             tokens += list(new)
             positions += range(start, start + len(new))
             slots += [
-                table[p // self.block_size] * self.block_size + p % self.block_size
-                for p in positions[-len(new) :]
+                table[p // self.block_size] * self.block_size + p % self.block_size for p in positions[-len(new) :]
             ]
             ends.append(len(tokens) - 1)
         width = max(len(self.tables[request]) for request in rows)

@@ -38,8 +38,6 @@ class Shard:
     def part(self, total: int, what: str) -> slice:
         """This shard's share of ``total`` things. Raises ``ModelError`` if they cannot be shared evenly."""
         if total % self.size:
-            raise ModelError(
-                f"{total} {what} cannot be split over {self.size} devices; accepted: a divisor of it"
-            )
+            raise ModelError(f"{total} {what} cannot be split over {self.size} devices; accepted: a divisor of it")
         each = total // self.size
         return slice(self.rank * each, (self.rank + 1) * each)

@@ -70,9 +70,7 @@ def test_a_request_that_needs_its_last_token_waits_alone() -> None:
 
 
 def test_blocks_and_slot_stay_in_limbo_until_the_last_step_is_back() -> None:
-    scheduler, first, second = two_in_flight(
-        make_request("a", 5, eos_token_ids=(7,)), num_blocks=3, max_num_seqs=1
-    )
+    scheduler, first, second = two_in_flight(make_request("a", 5, eos_token_ids=(7,)), num_blocks=3, max_num_seqs=1)
     scheduler.add(make_request("b", 5))
     scheduler.apply(result_of(first, 7))
     scheduler.check()
@@ -146,16 +144,12 @@ def test_an_error_in_a_chunk_that_samples_nothing_counts_too() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=8)
     scheduler.add(make_request("a", 20))
     plan = must_plan(scheduler)
-    assert scheduler.apply(result_of(plan, errors={plan.rows[0].slot: "bad"})) == [
-        Finished("a", "error", "bad")
-    ]
+    assert scheduler.apply(result_of(plan, errors={plan.rows[0].slot: "bad"})) == [Finished("a", "error", "bad")]
     scheduler.check()
 
 
 def test_after_fail_all_it_is_as_new() -> None:
-    scheduler, *_ = two_in_flight(
-        make_request("a", 5), make_request("b", 5), make_request("c", 5), max_num_seqs=2
-    )
+    scheduler, *_ = two_in_flight(make_request("a", 5), make_request("b", 5), make_request("c", 5), max_num_seqs=2)
     events = scheduler.fail_all()
     assert events == [Finished(name, "error") for name in "abc"]
     scheduler.check()

@@ -175,8 +175,8 @@ def test_the_first_reason_survives_a_preemption() -> None:
 def test_room_is_kept_for_those_that_run() -> None:
     scheduler = make_scheduler(num_blocks=200, max_num_batched_tokens=1000)
     scheduler.add(make_request("a", 4, 20))
-    scheduler.add(make_request("b", 4 * 198, 4))
-    assert wait_reason(scheduler) == "b: needs 198 blocks, 197 free"
+    scheduler.add(make_request("b", 4 * 199, 4))
+    assert wait_reason(scheduler) == "b: needs 199 blocks, 197 free"
     scheduler.finish("a", "abort")
     plan, _ = advance(scheduler)
     assert [row.request_id for row in plan.entering] == ["b"], "alone it may have all"

@@ -40,9 +40,7 @@ def num_hits(scheduler: Scheduler, prompt: list[int], **options: object) -> int:
         ([*PROMPT[:4], 5, *PROMPT[5:]], 4),
     ],
 )
-def test_full_blocks_of_an_equal_beginning_are_reused_but_never_the_last_token(
-    probe: list[int], hits: int
-) -> None:
+def test_full_blocks_of_an_equal_beginning_are_reused_but_never_the_last_token(probe: list[int], hits: int) -> None:
     scheduler = make_scheduler()
     warm(scheduler, PROMPT)
     assert num_hits(scheduler, probe) == hits
@@ -117,9 +115,7 @@ def test_a_block_is_known_only_once_its_tokens_have_arrived() -> None:
     first, second = scheduler.plan(), scheduler.plan()
     assert first is not None
     assert second is not None
-    assert scheduler.pool.num_cached == 0, (
-        "the fourth token is computed in step 2, but its value is not known"
-    )
+    assert scheduler.pool.num_cached == 0, "the fourth token is computed in step 2, but its value is not known"
     scheduler.check()
     scheduler.apply(result_of(first))
     assert scheduler.pool.num_cached == 1

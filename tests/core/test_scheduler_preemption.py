@@ -101,7 +101,7 @@ def test_one_who_waits_for_limbo_is_not_robbed_by_those_behind() -> None:
         block_size=2,
         max_in_flight=2,
         max_num_batched_tokens=6,
-        max_num_seqs=3,
+        max_num_seqs=4,
         policy="priority",
     )
     scheduler.add(make_request("b", 2, 9, priority=2))

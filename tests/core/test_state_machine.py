@@ -47,9 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         limit = self.world.scheduler.token_limit
         prompt = prompt[: limit - 1]
         max_tokens = min(max_tokens, limit - len(prompt))
-        self.world.add(
-            prompt, max_tokens, params, salt=salt, priority=priority, needs_last_token=needs_last_token
-        )
+        self.world.add(prompt, max_tokens, params, salt=salt, priority=priority, needs_last_token=needs_last_token)
 
     @rule()
     def plan(self) -> None:
@@ -82,7 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=60,
+    max_examples=150,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,

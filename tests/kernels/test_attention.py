@@ -15,9 +15,7 @@ from octavo.kernels.reference.attention_plan import GroupedPlan, Row, partition
 from octavo.kernels.reference.workspace import Workspace
 
 
-def dense(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, soft_cap: float | None
-) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, soft_cap: float | None) -> Tensor:
     """One row: ``q [Q, Hq, D]`` are the last positions of ``k, v [N, Hk, D]``; result ``[Q, Hq * D]`` in
     float64.
     """
@@ -40,9 +38,7 @@ class Case:
     poisoned.
     """
 
-    def __init__(
-        self, lens, *, hq=4, hk=2, d=8, block_size=4, dtype=torch.float32, kv_dtype=None, seed=0
-    ) -> None:
+    def __init__(self, lens, *, hq=4, hk=2, d=8, block_size=4, dtype=torch.float32, kv_dtype=None, seed=0) -> None:
         g = torch.Generator().manual_seed(seed)
         rng = random.Random(seed)
         counts = [-(-context // block_size) for _, context in lens]
@@ -83,9 +79,7 @@ class Case:
         plan = ops.plan_attention(self.batch)
         return ops.attention(self.q, self.cache, plan, scale=scale, window=window, soft_cap=soft_cap)
 
-    def expected(
-        self, *, scale: float = 0.4, window: int | None = None, soft_cap: float | None = None
-    ) -> Tensor:
+    def expected(self, *, scale: float = 0.4, window: int | None = None, soft_cap: float | None = None) -> Tensor:
         queries = self.q.split([q for q, _ in self.lens])
         pairs = zip(queries, self.rows, strict=True)
         return torch.cat([dense(q, k, v, scale, window, soft_cap) for q, (k, v) in pairs])

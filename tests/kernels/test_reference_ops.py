@@ -81,8 +81,7 @@ def turned(head: list[float], position: int, table: Tensor) -> list[float]:
     """Each pair (x[i], x[i + D/2]) as a complex number times e^(i * angle)."""
     half = len(head) // 2
     pairs = [
-        complex(head[i], head[i + half]) * complex(table[position, i], table[position, i + half])
-        for i in range(half)
+        complex(head[i], head[i + half]) * complex(table[position, i], table[position, i + half]) for i in range(half)
     ]
     return [z.real for z in pairs] + [z.imag for z in pairs]
 

@@ -64,9 +64,7 @@ def test_known_ballast_is_skipped(tiny, tensors, tmp_path):
     theirs, path = make_tiny("llama-tied", tmp_path)
     head = InMemory("lm_head.weight", torch.full((131, 48), 1e9))
     model = fresh(path)
-    load_weights(
-        model, [head, *(InMemory(n, t) for n, t in theirs.state_dict().items() if n != "lm_head.weight")]
-    )
+    load_weights(model, [head, *(InMemory(n, t) for n, t in theirs.state_dict().items() if n != "lm_head.weight")])
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.max() < 1e9
 

@@ -43,9 +43,7 @@ def test_rooms_import_downwards(room):
 
 def test_families_are_imported_when_asked_for():
     code = "import sys, octavo.models.registry; print([m for m in sys.modules if 'octavo.models.' in m])"
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
-    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert "octavo.models.registry" in out.stdout
     assert "llama" not in out.stdout
     assert "qwen" not in out.stdout

@@ -22,9 +22,7 @@ class Ring:
         self.barrier = threading.Barrier(size, timeout=20)
 
     def shard(self, rank: int) -> Shard:
-        return Shard(
-            rank, self.size, lambda x: sum(self._all(rank, x)), lambda x: torch.cat(self._all(rank, x), -1)
-        )
+        return Shard(rank, self.size, lambda x: sum(self._all(rank, x)), lambda x: torch.cat(self._all(rank, x), -1))
 
     def _all(self, rank, x):
         self.parts[rank] = x

@@ -69,6 +69,4 @@ def test_bfloat16_is_close(name, tmp_path):
     error = (logits - wanted).abs().mean() / wanted.abs().mean()
     own = expected(theirs.bfloat16(), PROMPT)
     assert error < 0.05
-    assert (
-        error < 2 * (own - wanted).abs().mean() / wanted.abs().mean()
-    )  # no worse than transformers in bfloat16
+    assert error < 2 * (own - wanted).abs().mean() / wanted.abs().mean()  # no worse than transformers in bfloat16

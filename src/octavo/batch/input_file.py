@@ -40,13 +40,11 @@ def read_lines(file: BinaryIO, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[in
     number = 0
     while line := file.readline(limit + 1):
         number += 1
-        if number == 1:
-            line = line.removeprefix(_BOM)
         if len(line) > limit and not line.endswith(b"\n"):
             _skip_line(file)
             yield number, None
         else:
-            yield number, line.strip()
+            yield number, (line.removeprefix(_BOM) if number == 1 else line).strip()
 
 
 def _skip_line(file: BinaryIO) -> None:

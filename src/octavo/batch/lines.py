@@ -117,7 +117,11 @@ def parse_job(envelope: Envelope) -> Job:
 
 
 def encode_line(
-    number: int, custom_id: str | None, request_id: str, body: ChatCompletion | Completion | ErrorBody, status: int = 200
+    number: int,
+    custom_id: str | None,
+    request_id: str,
+    body: ChatCompletion | Completion | ErrorBody,
+    status: int = 200,
 ) -> bytes:
     """One output line. Its newline is its last byte, so that a line cut short does not look whole."""
     line = OutputLine(line_id(number), custom_id, Response(status, request_id, body))

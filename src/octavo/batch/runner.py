@@ -64,7 +64,7 @@ class BatchRunner:
     Args:
         llm: who answers.
         output: where the answers go, and what has been answered already.
-        max_queued: most requests that wait or run in the engine at a time.
+        max_queued: lines are read until so many requests wait or run in the engine; twice a full batch if None.
 
     Attributes:
         tally: how far it is.
@@ -80,7 +80,9 @@ class BatchRunner:
         self._seen: set[str] = set()
         self._run_id = secrets.token_hex(8)
 
-    def run(self, lines: Lines, check: Callable[[], None] = lambda: None, report: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self, lines: Lines, check: Callable[[], None] = lambda: None, report: Callable[[], None] = lambda: None
+    ) -> None:
         """Answer every line that has not been answered yet.
 
         ``check`` is called between steps and lines and may raise, to stop; ``report`` after the tally has changed.
@@ -99,7 +101,7 @@ class BatchRunner:
 
     def _read_ahead(self, lines: Lines, check: Callable[[], None], report: Callable[[], None]) -> bool:
         """Fill the engine's queue; False at the end of the input."""
-        while self._engine.num_unfinished_requests < self._max_queued:
+        while len(self._engine.scheduler.requests) < self._max_queued:
             check()
             line = next(lines, None)
             if line is None:
@@ -212,7 +214,9 @@ class BatchRunner:
             return chat_completion(outputs[0], job.body.top_logprobs or 0, by)
         return completion(outputs, by)
 
-    def _write(self, number: int, custom_id: str | None, body: ChatCompletion | Completion | ErrorBody, status: int) -> None:
+    def _write(
+        self, number: int, custom_id: str | None, body: ChatCompletion | Completion | ErrorBody, status: int
+    ) -> None:
         self._output.append(encode_line(number, custom_id, f"req_{self._name(number)}", body, status))
         if isinstance(body, ErrorBody):
             self.tally.refused += status == 400

@@ -5,13 +5,15 @@ A command's module is imported when it is called, so that ``octavo --help`` answ
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, UsageError, nearest
 from octavo.version import __version__
 
 COMMANDS = {
@@ -34,7 +36,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            raise UsageError(f"no command {cmd_name!r}{nearest(cmd_name, COMMANDS)}; accepted: {', '.join(COMMANDS)}")
         module, name = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(import_module(module), name)
         return command
@@ -59,18 +61,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str] | None) -> int:
+    _tolerate_any_text()
     try:
         result = cli.main(args=argv, prog_name="octavo", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.NoArgsIsHelpError as help_:
+    except NoArgsIsHelpError as help_:
         click.echo(help_.format_message())
         return 2
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except OctavoError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("", err=True)
+    except (KeyboardInterrupt, click.Abort):  # click has ended the line with the ^C already
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has left. Standard output must not be flushed again on exit.
@@ -78,6 +80,18 @@ def _run(argv: list[str] | None) -> int:
         return 1
     except OSError as error:
         return _fail(str(error), 1)
+
+
+def _tolerate_any_text() -> None:
+    """No bytes on standard input and no letter of an answer may be the end of the program.
+
+    Bytes that are no text become lone surrogates, as in arguments; the tokenizer refuses them and says where.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, code: int) -> int:

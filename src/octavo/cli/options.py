@@ -19,7 +19,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class ByteSize(click.ParamType[int]):
+class ByteSize(click.ParamType):
     """A number of bytes: ``4G``, ``512M``, ``1.5GiB``, ``1000000``."""
 
     name = "bytes"
@@ -32,6 +32,7 @@ class ByteSize(click.ParamType[int]):
 
 
 _ENGINE: list[Decorator] = [
+    click.option("--device", metavar="NAME", help="auto or cpu."),
     click.option("--dtype", type=click.Choice(["auto", *DTYPES]), help="Floating-point type to compute in."),
     click.option("--tokenizer", metavar="PLACE", help="Where the tokenizer is, if not with the model."),
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub repository."),
@@ -39,6 +40,7 @@ _ENGINE: list[Decorator] = [
     click.option("--max-num-seqs", type=int, metavar="N", help="Most requests in one step."),
     click.option("--max-num-batched-tokens", type=int, metavar="N", help="Most tokens in one step."),
     click.option("--block-size", type=int, metavar="N", help="Tokens in a KV block."),
+    click.option("--gpu-memory-utilization", type=float, metavar="SHARE", help="Of the memory, up to 1."),
     click.option("--kv-cache-memory", type=ByteSize(), help="Memory for the KV cache (4G); else from what is free."),
     click.option("--kv-cache-dtype", type=click.Choice(["auto", *DTYPES]), help="Type of cached keys and values."),
     click.option("--enable-prefix-caching/--no-prefix-caching", default=None, help="Reuse equal prompt beginnings."),
@@ -47,11 +49,12 @@ _ENGINE: list[Decorator] = [
     click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),
     click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
 ]
-_ENGINE_NAMES = (
-    *("dtype", "tokenizer", "revision", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
-    *("kv_cache_memory", "kv_cache_dtype", "enable_prefix_caching", "async_scheduling", "scheduling_policy"),
-    *("load_format", "debug"),
+ENGINE_NAMES = (
+    *("device", "dtype", "tokenizer", "revision", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
+    *("block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype", "enable_prefix_caching"),
+    *("async_scheduling", "scheduling_policy", "load_format", "debug"),
 )
+"""Their names, which are those of ``EngineConfig``'s fields."""
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +66,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def split_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the engine's options from ``options`` and return those that were given."""
-    taken = {name: options.pop(name) for name in _ENGINE_NAMES if name in options}
+    taken = {name: options.pop(name) for name in ENGINE_NAMES if name in options}
     return {name: value for name, value in taken.items() if value is not None}
 
 

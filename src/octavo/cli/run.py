@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from octavo.cli.interrupt import interrupts_between_steps
 from octavo.cli.options import engine_options, load, read_text_file, split_engine_options
-from octavo.errors import RequestError, UsageError
+from octavo.errors import OctavoError, RequestError, UsageError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 
@@ -37,7 +39,9 @@ DEFAULT_MAX_TOKENS = 512
 @click.option("--system", metavar="TEXT", help="A system message for the chat template.")
 @click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
 @engine_options
-def run(model: str, prompt: str | None, raw: bool, system: str | None, chat_template: str | None, **options: Any) -> None:
+def run(
+    model: str, prompt: str | None, raw: bool, system: str | None, chat_template: str | None, **options: Any
+) -> None:
     """Stream an answer to PROMPT ("-" reads it from standard input), or chat if there is none."""
     if raw and (prompt is None or system or chat_template):
         raise UsageError("--raw takes a prompt, and neither --system nor --chat-template")
@@ -48,14 +52,23 @@ def run(model: str, prompt: str | None, raw: bool, system: str | None, chat_temp
     if "stop" in chosen:
         chosen["stop"] = list(chosen["stop"])
     SamplingParams(**chosen)  # so that a mistake is told before the model is loaded
+    if sys.stdin is None and prompt in (None, "-"):
+        raise UsageError("standard input is closed; give the prompt as an argument")
     if prompt == "-":
         prompt = sys.stdin.read()
     with load(model, given) as llm:
+        if not raw:
+            _require_template(llm)
         talk = _Talk(llm, {"temperature": 0.0, **llm.engine.generation, **chosen}, "max_tokens" in chosen)
         if prompt is None:
             _chat(talk, system)
         else:
             talk.answer(prompt if raw else _conversation(system, prompt))
+
+
+def _require_template(llm: LLM) -> None:
+    if llm.config.chat_template is None and (llm.tokenizer is None or llm.tokenizer.chat_template is None):
+        raise UsageError("the model has no chat template; give --raw and a prompt, or --chat-template FILE")
 
 
 def _conversation(system: str | None, prompt: str) -> list[Message]:
@@ -77,17 +90,32 @@ class _Talk:
         params = self._params_for(len(token_ids))
         request_id = self._llm.engine.add_request(token_ids, params)
         text = ""
-        output = None
         try:
-            for output, piece in self._llm.follow(request_id):
-                text += piece.text
-                click.echo(piece.text, nl=False)
-                sys.stdout.flush()
+            with contextlib.closing(self._follow(request_id)) as outputs:
+                for output in outputs:
+                    click.echo(output.outputs[0].text[len(text) :], nl=False)
+                    sys.stdout.flush()
+                    text = output.outputs[0].text
         finally:
             click.echo()
-        if output is not None:
-            click.secho(_figures(output), err=True, dim=True)
+        if output.outputs[0].finish_reason == "error":
+            raise OctavoError(f"the model failed: {output.outputs[0].stop_reason}")
+        click.secho(_figures(output), err=True, dim=True)
         return text
+
+    def _follow(self, request_id: str) -> Generator[RequestOutput, None, None]:
+        """Step until the request is finished; Ctrl-C or closing the iterator aborts it."""
+        engine, finished = self._llm.engine, False
+        try:
+            with interrupts_between_steps() as check:
+                while not finished:
+                    check()
+                    for output in engine.step():
+                        if output.request_id == request_id:
+                            finished = output.finished
+                            yield output
+        finally:
+            engine.abort(request_id)
 
     def _params_for(self, prompt_length: int) -> SamplingParams:
         """Without a length of the user's own, the default one is cut to what fits behind the prompt."""

@@ -54,7 +54,8 @@ class Batch:
             request.metrics.num_blocks = max(request.metrics.num_blocks, len(request.blocks))
         request.num_computed += count
         request.last_step = step
-        self.register_full_blocks(request)
+        if request.num_computed % self._pool.block_size < count:  # the end of a block was reached
+            self.register_full_blocks(request)
         return new_blocks
 
     def register_full_blocks(self, request: Request) -> None:

@@ -154,6 +154,4 @@ class BlockPool:
         for hash_, block in self._block_of.items():
             assert self._hash_of[block] == hash_, f"block {block} is known by a hash that is not its own"
         known = sum(h is not None for h in self._hash_of)
-        assert known == len(self._block_of), (
-            f"{known} blocks have a hash, {len(self._block_of)} are known by one"
-        )
+        assert known == len(self._block_of), f"{known} blocks have a hash, {len(self._block_of)} are known by one"

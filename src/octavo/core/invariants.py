@@ -36,15 +36,11 @@ def _check_slots(scheduler: Scheduler) -> None:
 def _check_membership(scheduler: Scheduler) -> None:
     """Each request that exists runs or waits, once; and each of those exists."""
     running, waiting = scheduler.running, list(scheduler.waiting)
-    assert len(waiting) == len(scheduler.waiting), (
-        f"{len(waiting)} requests wait, {len(scheduler.waiting)} are counted"
-    )
+    assert len(waiting) == len(scheduler.waiting), f"{len(waiting)} requests wait, {len(scheduler.waiting)} are counted"
     ids = sorted(r.id for r in [*running, *waiting])
     assert ids == sorted(scheduler.requests), f"a request is lost or doubled: {ids}"
     assert all(r.status is Status.RUNNING for r in running), "one who does not run is in the running list"
-    assert not any(r.blocks or r.num_computed or r.slot >= 0 for r in waiting), (
-        "one who waits holds something"
-    )
+    assert not any(r.blocks or r.num_computed or r.slot >= 0 for r in waiting), "one who waits holds something"
 
 
 def _check_pending(scheduler: Scheduler) -> None:
@@ -65,7 +61,9 @@ def _check_running(request: Request, scheduler: Scheduler) -> None:
     pool = scheduler.pool
     assert len(request.blocks) == pool.blocks_for(request.num_computed), f"{request.id}: blocks do not match"
     assert request.num_computed <= request.num_tokens, f"{request.id}: computed more than there is"
+    full = min(request.num_computed, len(request.tokens)) // pool.block_size
+    assert request.num_registered == full or not pool.enable_caching, f"{request.id}: a full block is not known"
     assert request.num_tokens <= scheduler.token_limit, f"{request.id}: longer than the limit"
-    for block in request.blocks[min(request.num_computed, len(request.tokens)) // pool.block_size :]:
+    for block in request.blocks[full:]:
         assert not pool.is_shared(block), f"{request.id} will write to block {block}, which is shared"
         assert not pool.is_registered(block), f"{request.id} will write to block {block}, which is registered"

@@ -74,9 +74,7 @@ class Request:
     def num_remaining(self) -> int:
         """Tokens to compute before the next one can be sampled; 0 if none is wanted or can be planned."""
         num_tokens = len(self.tokens) + self.num_pending
-        if num_tokens - self.num_prompt_tokens >= self.max_tokens or (
-            self.num_pending and self.needs_last_token
-        ):
+        if num_tokens - self.num_prompt_tokens >= self.max_tokens or (self.num_pending and self.needs_last_token):
             return 0
         return num_tokens - self.num_computed
 

@@ -91,9 +91,7 @@ class Scheduler:
         self.waiting = WaitingQueue(self.policy)
         self._next_step = 0
         self._next_sequence = 0
-        self._untold: list[
-            Event
-        ] = []  # of attempts to plan that gave no step; they go out with the next events
+        self._untold: list[Event] = []  # of attempts to plan that gave no step; they go out with the next events
         self._last_wait = (
             0,
             "",
@@ -110,9 +108,7 @@ class Scheduler:
             RequestError: it could never run to its end; the message says what would fit.
         """
         if request.id in self.requests:
-            raise RequestError(
-                f"there is an unfinished request {request.id!r} already; each needs an id of its own"
-            )
+            raise RequestError(f"there is an unfinished request {request.id!r} already; each needs an id of its own")
         request.check_fits(self.token_limit)
         request.sequence = self._next_sequence
         self._next_sequence += 1
@@ -304,7 +300,7 @@ class Scheduler:
         request.tokens.append(token_id)
         if request.metrics.first_token_time is None:
             request.metrics.first_token_time = now
-        if request.status is Status.RUNNING:
+        if len(request.tokens) % self.pool.block_size == 0:
             self.batch.register_full_blocks(request)
         return request.stop_after(token_id)
 

@@ -33,9 +33,7 @@ class KVLayer(NamedTuple):
     ) -> KVLayer:
         """An empty cache of ``num_blocks`` blocks."""
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        return cls(
-            torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
-        )
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
 
 class AttentionPlan:

@@ -65,9 +65,7 @@ class GateUpLinear(ColumnLinear):
 
     def __init__(self, build: Build, inputs: int, size: int, *, bias: bool) -> None:
         part = build.shard.part(size, "intermediate features")
-        super().__init__(
-            build, inputs, [Output(name, size, part) for name in ("gate_proj", "up_proj")], bias=bias
-        )
+        super().__init__(build, inputs, [Output(name, size, part) for name in ("gate_proj", "up_proj")], bias=bias)
 
 
 class RowLinear(nn.Module):
@@ -93,9 +91,7 @@ def kv_heads_of(shard: Shard, num_kv_heads: int) -> slice:
     if num_kv_heads >= shard.size:
         return shard.part(num_kv_heads, "key/value heads")
     if shard.size % num_kv_heads:
-        raise ModelError(
-            f"{num_kv_heads} key/value heads cannot be shared by {shard.size} devices; use a multiple"
-        )
+        raise ModelError(f"{num_kv_heads} key/value heads cannot be shared by {shard.size} devices; use a multiple")
     head = shard.rank * num_kv_heads // shard.size
     return slice(head, head + 1)
 

@@ -21,9 +21,7 @@ def cos_sin_table(config: ModelConfig, max_positions: int, device: torch.device 
     """
     frequencies, factor = inverse_frequencies(config)
     if not (frequencies.isfinite().all() and math.isfinite(factor)):
-        raise ModelError(
-            f"rope_theta={config.rope_theta} with {config.rope_scaling} gives no finite frequencies"
-        )
+        raise ModelError(f"rope_theta={config.rope_theta} with {config.rope_scaling} gives no finite frequencies")
     angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
     return (torch.cat((angles.cos(), angles.sin()), dim=-1) * factor).to(device)
 
@@ -46,9 +44,7 @@ def inverse_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
             return _llama3(plain, scaling), 1.0
         case "yarn":
             return _yarn(plain, scaling, config), _yarn_attention_factor(scaling)
-    raise ModelError(
-        f"rope scaling {scaling.kind!r} is not supported; accepted: linear, llama3, yarn, factors"
-    )
+    raise ModelError(f"rope scaling {scaling.kind!r} is not supported; accepted: linear, llama3, yarn, factors")
 
 
 def _factors(scaling: RopeScaling, count: int) -> Tensor:
@@ -79,9 +75,7 @@ def _yarn(plain: Tensor, scaling: RopeScaling, config: ModelConfig) -> Tensor:
 
     def dimension(turns: float) -> float:
         """The (fractional) index of the frequency that makes so many turns within the original context."""
-        return (
-            config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
-        )
+        return config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
     if scaling.truncate:
@@ -110,7 +104,5 @@ def _yarn_attention_factor(scaling: RopeScaling) -> float:
 def _needed(scaling: RopeScaling, *names: str) -> list[float]:
     missing = [name for name in names if not (getattr(scaling, name) or 0) > 0]
     if missing:
-        raise ModelError(
-            f"rope scaling {scaling.kind!r} lacks {', '.join(missing)}; positive numbers were expected"
-        )
+        raise ModelError(f"rope scaling {scaling.kind!r} lacks {', '.join(missing)}; positive numbers were expected")
     return [float(getattr(scaling, name)) for name in names]

@@ -31,9 +31,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(build, config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(build, config)
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, kv: KVLayer
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, kv: KVLayer) -> tuple[Tensor, Tensor]:
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:

@@ -98,9 +98,7 @@ def _check(
 ) -> None:
     if tensor.name not in places:
         hint = nearest(tensor.name, places)
-        raise ModelError(
-            f"the checkpoint's {tensor.name} is not part of the model{hint} ({_describe(config)})"
-        )
+        raise ModelError(f"the checkpoint's {tensor.name} is not part of the model{hint} ({_describe(config)})")
     if tensor.name not in missing:
         raise ModelError(f"{tensor.name} is in the checkpoint twice; once was expected")
     wanted = places[tensor.name][1].shape

@@ -45,7 +45,9 @@ class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int]
 
 
-def chat_logprobs(ids: Sequence[int], logprobs: Sequence[Logprobs], top: int, written: TokenBytes | None) -> ChatLogprobs:
+def chat_logprobs(
+    ids: Sequence[int], logprobs: Sequence[Logprobs], top: int, written: TokenBytes | None
+) -> ChatLogprobs:
     """The chat's shape. ``top`` is how many likeliest tokens were asked for."""
     return ChatLogprobs([_token(i, at, top, written) for i, at in zip(ids, logprobs, strict=True)])
 
@@ -65,7 +67,7 @@ def completion_logprobs(
 
 def prompt_logprobs(logprobs: Iterable[Logprobs | None]) -> list[dict[str, dict[str, Any]] | None]:
     """vLLM's shape: token id -> logprob, rank and text; null for the first token."""
-    return [at and {str(i): _entry(logprob) for i, logprob in at.items()} for at in logprobs]
+    return [None if at is None else {str(i): _entry(logprob) for i, logprob in at.items()} for at in logprobs]
 
 
 def token_text(token_id: int, written: TokenBytes | None) -> str:

@@ -91,7 +91,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
 
 Body = ChatCompletionRequest | CompletionRequest
-B = TypeVar("B", ChatCompletionRequest, CompletionRequest)
+B = TypeVar("B", bound=Body)
 
 
 def decode_body(data: bytes | msgspec.Raw, kind: type[B]) -> B:

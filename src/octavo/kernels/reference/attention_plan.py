@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch
 from octavo.kernels.reference.workspace import Workspace
 
-PADDING_SHARE = 1.25
+PADDING_SHARE = 1.1
 """A group may compute this much more than its rows need …"""
 PADDING_SLACK = 2048
 """… plus so many scores of each head: about what one more group costs."""

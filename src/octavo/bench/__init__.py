@@ -1,0 +1,1 @@
+"""Measurements: what is run, what is timed, and what it was run on."""

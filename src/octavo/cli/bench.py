@@ -1,0 +1,183 @@
+"""``octavo bench``: figures, with all that is needed to judge them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo.bench.workload import LengthRange, Work, random_work
+from octavo.cli.interrupt import interrupts_between_steps
+from octavo.cli.options import Decorator, engine_options, load, split_engine_options
+from octavo.errors import UsageError
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
+
+ONE_TOKEN_MORE = LengthRange(2, 2)  # so that warming up sees a decode step too
+
+
+class Length(click.ParamType):
+    """``N`` or ``A:B`` tokens."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LengthRange:
+        if isinstance(value, LengthRange):
+            return value
+        try:
+            return LengthRange.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _workload_options(input_len: str, output_len: str) -> Decorator:
+    def decorate(command: Any) -> Any:
+        for option in (
+            click.option(
+                "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Also write JSON."
+            ),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens."),
+            click.option(
+                "--output-len",
+                type=Length(),
+                default=output_len,
+                show_default=True,
+                metavar="N|A:B",
+                help="Output tokens.",
+            ),
+            click.option(
+                "--input-len",
+                type=Length(),
+                default=input_len,
+                show_default=True,
+                metavar="N|A:B",
+                help="Prompt tokens.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(no_args_is_help=True)
+def bench() -> None:
+    """Measure throughput or latency with random tokens; --load-format dummy needs no weights, only a config."""
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("model")
+@click.option("--num-prompts", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Requests.")
+@_workload_options("128", "64")
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Most requests at once: --max-num-seqs.")
+@engine_options
+def throughput(
+    model: str,
+    num_prompts: int,
+    input_len: LengthRange,
+    output_len: LengthRange,
+    concurrency: int | None,
+    seed: int,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Tokens and requests a second, all being there at the start."""
+    from octavo.bench.report import throughput_results, throughput_rows
+    from octavo.bench.throughput import measure_throughput
+
+    given = _engine_options(options, concurrency, seed, json_file)
+    asked = {"num_prompts": num_prompts, "input_len": str(input_len), "output_len": str(output_len), "seed": seed}
+    with load(model, given) as llm, interrupts_between_steps() as check:
+        rng, vocab_size = random.Random(seed), llm.engine.model_config.vocab_size
+        work = random_work(rng, num_prompts, vocab_size, input_len, output_len)
+        measure_throughput(llm.engine, _warm_up(rng, vocab_size), check)
+        with _progress("requests", num_prompts) as bar:
+            result = measure_throughput(llm.engine, work, check, lambda done: _move_to(bar, done))
+        _report(llm, "throughput", asked, throughput_rows(result), throughput_results(result), json_file)
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("model")
+@_workload_options("128", "64")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Requests at once."
+)
+@click.option("--iterations", type=click.IntRange(1), default=5, show_default=True, metavar="N", help="Measured runs.")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, metavar="N", help="Runs before these.")
+@engine_options
+def latency(
+    model: str,
+    input_len: LengthRange,
+    output_len: LengthRange,
+    batch_size: int,
+    iterations: int,
+    warmup: int,
+    seed: int,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Time to the first token, between tokens, and in all."""
+    from octavo.bench.latency import measure_latency
+    from octavo.bench.report import latency_results, latency_rows
+
+    given = _engine_options(options, None, seed, json_file)
+    asked = {"input_len": str(input_len), "output_len": str(output_len), "batch_size": batch_size}
+    asked |= {"iterations": iterations, "warmup": warmup, "seed": seed}
+    with load(model, given) as llm, interrupts_between_steps() as check:
+        rng, vocab_size = random.Random(seed), llm.engine.model_config.vocab_size
+        runs = [random_work(rng, batch_size, vocab_size, input_len, output_len) for _ in range(warmup + iterations)]
+        measure_latency(llm.engine, runs[:warmup], check)
+        with _progress("iterations", iterations) as bar:
+            timings = measure_latency(llm.engine, runs[warmup:], check, bar.update)
+        _report(llm, "latency", asked, latency_rows(timings), latency_results(timings), json_file)
+
+
+def _engine_options(
+    options: dict[str, Any], concurrency: int | None, seed: int, json_file: Path | None
+) -> dict[str, Any]:
+    """The engine's options, once all that can be wrong without a model has been checked."""
+    from octavo.bench.report import check_writable
+
+    given = {**split_engine_options(options), "seed": seed}
+    if concurrency is not None and given.setdefault("max_num_seqs", concurrency) != concurrency:
+        raise UsageError(f"--concurrency {concurrency} and --max-num-seqs {given['max_num_seqs']} are the same option")
+    if json_file is not None:
+        check_writable(json_file)
+    return given
+
+
+def _warm_up(rng: random.Random, vocab_size: int) -> list[Work]:
+    """One short request: the first step of a process is slower than any other."""
+    return random_work(rng, 1, vocab_size, LengthRange(1, 1), ONE_TOKEN_MORE)
+
+
+def _progress(what: str, total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, leave=False, disable=None, dynamic_ncols=True)
+
+
+def _move_to(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
+
+
+def _report(
+    llm: LLM,
+    name: str,
+    asked: dict[str, Any],
+    rows: list[tuple[str, str]],
+    results: dict[str, Any],
+    json_file: Path | None,
+) -> None:
+    from octavo.bench.environment import describe_environment
+    from octavo.bench.report import table, write_json
+
+    environment = describe_environment(llm)
+    options = [(key.replace("_", " "), str(value)) for key, value in asked.items()]
+    described = [(key.replace("_", " "), str(value)) for key, value in environment.items()]
+    click.echo(f"{table(described)}\n\n{table(options)}\n\n{table(rows)}")
+    if json_file is not None:
+        write_json(json_file, {"benchmark": name, "options": asked, "results": results, "environment": environment})

@@ -1,0 +1,58 @@
+"""Sampling options: what is accepted, and what an error says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from octavo import RequestError, SamplingParams, UsageError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": math.nan}, "from 0 to 100"),
+        ({"temperature": math.inf}, "from 0 to 100"),
+        ({"temperature": -0.1}, "from 0 to 100"),
+        ({"temperature": "hot"}, "temperature='hot'"),
+        ({"temperature": True}, "temperature=True"),
+        ({"top_p": 0}, "above 0 to 1"),
+        ({"top_p": 1.1}, "above 0 to 1"),
+        ({"min_p": -1}, "from 0 to 1"),
+        ({"top_k": -2}, "whole number from 0"),
+        ({"top_k": 1.5}, "whole number from 0"),
+        ({"repetition_penalty": 0}, "above 0"),
+        ({"presence_penalty": 3}, "from -2 to 2"),
+        ({"frequency_penalty": -3}, "from -2 to 2"),
+        ({"n": 0}, "from 1"),
+        ({"max_tokens": 0}, "or None"),
+        ({"min_tokens": 5, "max_tokens": 4}, "more than max_tokens=4"),
+        ({"seed": "x"}, "seed='x'"),
+        ({"logprobs": -1}, "logprobs=-1"),
+        ({"prompt_logprobs": 10**9}, "prompt_logprobs"),
+        ({"stop": ""}, "non-empty strings"),
+        ({"stop": ["a", 3]}, "non-empty strings"),
+        ({"stop": ["a"] * 1000}, "at most"),
+        ({"stop": ["a"], "detokenize": False}, "stop_token_ids instead"),
+        ({"bad_words": [""]}, "non-empty strings"),
+        ({"allowed_token_ids": []}, "at least one"),
+        ({"logit_bias": {3: math.nan}}, r"logit_bias\[3\]"),
+        ({"logit_bias": {"3": 1.0}}, "token id in logit_bias"),
+        ({"stop_token_ids": [-1]}, "token id in stop_token_ids"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_is_accepted(options, message):
+    with pytest.raises(RequestError, match=message):
+        SamplingParams(**options)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r"no argument 'temprature' \(did you mean 'temperature'\?\)"):
+        SamplingParams(temprature=1)
+
+
+def test_values_are_brought_to_one_form():
+    params = SamplingParams(stop="x", top_k=-1, temperature=0)
+    assert (params.stop, params.top_k, params.greedy) == (["x"], 0, True)
+    assert SamplingParams(stop=None, bad_words=None, stop_token_ids=None).stop == []
