@@ -60,15 +60,18 @@ def test_what_was_written_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "out"
     lines = [line(1, "a"), line(2, None, INVALID_LINE), line(3, "a", DUPLICATE), line(5, "é\n")]
     with OutputFile(path) as out:
+        out.begin()
         for one in lines:
             out.append(one)
     assert path.read_bytes() == b"".join(lines)
     with OutputFile(path) as out:
+        out.begin()
         assert out.done.custom_ids == {"a", "é\n"}
         assert out.done.line_ids == {"batch_req_2", "batch_req_3"}
         out.append(line(9, "b"))
     assert path.read_bytes() == b"".join(lines) + line(9, "b")
     with OutputFile(path, overwrite=True) as out:
+        out.begin()
         assert out.done.custom_ids == set()
     assert path.read_bytes() == b""
 
@@ -79,11 +82,13 @@ def test_a_line_cut_anywhere_is_cut_off(tmp_path: Path) -> None:
     for cut in range(len(second)):
         path.write_bytes(first + second[:cut])
         with OutputFile(path) as out:
+            out.begin()
             assert out.done.custom_ids == {"a"}
         assert path.read_bytes() == first
     for cut in range(len(first)):
         path.write_bytes(first[:cut])
         with OutputFile(path) as out:
+            out.begin()
             assert out.done.custom_ids == set()
         assert path.read_bytes() == b""
 
@@ -102,15 +107,18 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path, content: bytes) -> N
 
 def test_two_batches_do_not_share_an_output(tmp_path: Path) -> None:
     with OutputFile(tmp_path / "out") as out:
+        out.begin()
         with pytest.raises(UsageError, match="another batch is writing"):
             OutputFile(tmp_path / "out", overwrite=True)
         out.append(line(1, "a"))
     with OutputFile(tmp_path / "out") as out:
+        out.begin()
         assert out.done.custom_ids == {"a"}
 
 
 def test_a_write_that_fails_amid_a_line_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with OutputFile(tmp_path / "out") as out:
+        out.begin()
         out.append(line(1, "a"))
         write, calls = os.write, 0
 

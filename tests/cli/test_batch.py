@@ -309,6 +309,8 @@ def test_places_are_checked_before_the_model_is_loaded(tmp_path: Path, files: tu
     with pytest.raises(OctavoError, match="cannot read"):
         call(nowhere, (tmp_path / "none", files[1]))
     files[1].write_text("my thesis")
+    with pytest.raises(ModelError, match="no model"):
+        call(nowhere, files, "--overwrite")
     with pytest.raises(UsageError, match="is not an answer of a batch"):
         call(nowhere, files)
     assert files[1].read_text() == "my thesis"

@@ -1,6 +1,6 @@
 """The output of a batch: lines are appended whole, and what an earlier run wrote is found again.
 
-A kill may leave the beginning of a line behind, which lacks its newline. It is cut off when the file is next opened.
+A kill may leave the beginning of a line behind, which lacks its newline. It is cut off before the next is written.
 """
 
 from __future__ import annotations
@@ -59,13 +59,17 @@ class OutputFile:
             self._size = 0
             if stat.S_ISREG(os.fstat(self._fd).st_mode):
                 self._size = 0 if overwrite else self._scan()
-                os.ftruncate(self._fd, self._size)
         except BaseException:
             os.close(self._fd)
             raise
 
+    def begin(self) -> None:
+        """Cut off what is not to be kept. Until then nothing is changed: the model may yet turn out not to load."""
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.ftruncate(self._fd, self._size)
+
     def append(self, line: bytes) -> None:
-        """Write a line that ends with a newline. It survives a kill of this process from then on.
+        """Write a line that ends with a newline, after `begin`. It survives a kill of this process from then on.
 
         Raises ``OctavoError`` if that cannot be done (the disk is full); the file then ends with the line before.
         """

@@ -90,6 +90,7 @@ class BatchRunner:
         Raises:
             OctavoError: the output cannot be written, or the model failed. What is written stays.
         """
+        self._output.begin()
         more = True
         while more or self._running:
             more = more and self._read_ahead(lines, check, report)
