@@ -125,7 +125,11 @@ def environment() -> dict[str, Any]:
         "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "versions": {"octavo": octavo.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "octavo": octavo.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
     }
 
 

@@ -1,8 +1,8 @@
 """Many prompts of different lengths share each step; watch requests enter and leave the batch.
 
-Each line is one step (every 10th is shown): a letter for each running request, in its row of the batch. A capital letter
-computes a piece of its prompt, a small one its next token. When one ends, another takes its row in the very next steps:
-no request waits for the longest of a group.
+Each line is one step (every 10th is shown): a letter for each running request, in its row of the batch. A capital
+letter computes a piece of its prompt, a small one its next token. When one ends, another takes its row in the very next
+steps: no request waits for the longest of a group.
 
 Run: python examples/continuous_batching.py
 """
@@ -31,6 +31,8 @@ def main() -> None:
         lengths = [8 + 11 * (i * 7 % 10) for i in range(len(PROMPTS))]
 
         def show(plan, events):
+            if plan is None:
+                return
             running.update({row.slot: row.request_id for row in plan.entering})
             rows = ["."] * ROWS
             for row in plan.rows:

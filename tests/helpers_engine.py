@@ -50,9 +50,7 @@ class Workload:
 
     def _job(self, rng: random.Random, stems: list[list[int]]) -> Job:
         stem = rng.choice([[], *stems])
-        tail = [
-            rng.randrange(3, VOCAB) for _ in range(rng.randint(0 if stem else 1, self.max_prompt - len(stem)))
-        ]
+        tail = [rng.randrange(3, VOCAB) for _ in range(rng.randint(0 if stem else 1, self.max_prompt - len(stem)))]
         aborted = rng.randint(1, 20) if rng.random() < 0.15 else None
         return Job(stem + tail, self._params(rng), rng.choice([0, 0, rng.randint(0, 20)]), aborted)
 

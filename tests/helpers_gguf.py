@@ -61,9 +61,7 @@ def model_metadata(architecture: str = "llama", **changes: Any) -> dict[str, Any
     return {f"{architecture}.{key}": value for key, value in fields.items() if value is not None}
 
 
-def hugging_face_arrays(
-    rng: np.random.Generator, metadata: Mapping[str, Any], vocab_size: int
-) -> dict[str, Array]:
+def hugging_face_arrays(rng: np.random.Generator, metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Array]:
     """Random float32 weights of the model that ``metadata`` (all keys with one prefix) describes, under
     GGUF's names but with Hugging Face's order of rows."""
     field = {key.split(".", 1)[1]: value for key, value in metadata.items()}
@@ -111,9 +109,7 @@ def as_llama_cpp(arrays: Mapping[str, Array], num_heads: int, num_kv_heads: int)
     }
 
 
-def write_llama(
-    path: Path, kind: str = "F32", vocab_size: int = 40, **changes: Any
-) -> tuple[Path, dict[str, Array]]:
+def write_llama(path: Path, kind: str = "F32", vocab_size: int = 40, **changes: Any) -> tuple[Path, dict[str, Array]]:
     """A whole small llama file; matrices are of type ``kind``, vectors F32. Returns it with the weights in
     Hugging Face's order of rows."""
     metadata = model_metadata(**changes)

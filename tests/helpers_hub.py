@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-_API = re.compile(
-    r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/?]+))?(?:\?.*)?"
-)
+_API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|tree)/(?P<revision>[^/?]+))?(?:\?.*)?")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
@@ -37,11 +35,7 @@ class Hub:
     url: str = ""
 
     def downloads(self) -> list[str]:
-        return [
-            path.rsplit("/", 1)[-1]
-            for method, path, _ in self.requests
-            if method == "GET" and "/resolve/" in path
-        ]
+        return [path.rsplit("/", 1)[-1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path]
 
 
 @contextlib.contextmanager
@@ -74,10 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         match = _API.fullmatch(self.path) or _FILE.fullmatch(self.path)
         if match is None or match["repo"] not in self.hub.repos:
             return self._refuse(404, "RepoNotFound")
-        if (
-            match["repo"] in self.hub.gated
-            and self.headers.get("Authorization") != f"Bearer {self.hub.token}"
-        ):
+        if match["repo"] in self.hub.gated and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             return self._refuse(401, "GatedRepo")
         if match["revision"] not in (None, "main", COMMIT):
             return self._refuse(404, "RevisionNotFound")
@@ -100,9 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None
-    ) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)

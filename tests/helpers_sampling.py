@@ -13,9 +13,7 @@ def edited(logits, params, prompt=(), output=(), ends=(), bad_words=()):
     """The logits [V] of one row after everything that comes before the temperature."""
     out = np.array(logits, np.float32)
     if params.allowed_token_ids is not None:
-        out = np.array(
-            [x if i in set(params.allowed_token_ids) else -np.inf for i, x in enumerate(out)], np.float32
-        )
+        out = np.array([x if i in set(params.allowed_token_ids) else -np.inf for i, x in enumerate(out)], np.float32)
     for word in bad_words:
         if list(word[:-1]) == list(output)[len(output) - len(word) + 1 :] and len(output) >= len(word) - 1:
             out[word[-1]] = -np.inf

@@ -24,9 +24,7 @@ CORPUS = [
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
-TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(" ".join(CORPUS).split(" ")), max_size=12).map(
-    " ".join
-)
+TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(" ".join(CORPUS).split(" ")), max_size=12).map(" ".join)
 """Any Unicode (no surrogates) and text of the kind that the small tokenizers were trained on."""
 
 
@@ -64,9 +62,7 @@ def spm_model(**options: Any) -> bytes:
     }
     model = io.BytesIO()
     sentences = [line for text in CORPUS for line in text.split("\n")]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, **settings
-    )
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, **settings)
     return model.getvalue()
 
 

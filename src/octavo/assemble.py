@@ -120,9 +120,7 @@ class Assembler:
         detokenizer = IncrementalDetokenizer(
             self._tokenizer, prompt_ids, skip_special_tokens=params.skip_special_tokens
         )
-        stops = (
-            StopMatcher(list(params.stop), include=params.include_stop_str_in_output) if params.stop else None
-        )
+        stops = StopMatcher(list(params.stop), include=params.include_stop_str_in_output) if params.stop else None
         return Completion(request, output, detokenizer, stops)
 
     def apply(self, events: Sequence[Event]) -> tuple[list[RequestOutput], list[tuple[str, str]]]:
@@ -157,9 +155,7 @@ class Assembler:
             named = [name_tokens(entry, self._tokenizer) for entry in event.logprobs]
             scores[event.start : event.start + len(named)] = named
 
-    def _finish(
-        self, group: Group, completion: Completion, reason: str, stop_reason: str | int | None
-    ) -> None:
+    def _finish(self, group: Group, completion: Completion, reason: str, stop_reason: str | int | None) -> None:
         completion.finish(reason, stop_reason)
         group.num_unfinished -= 1
         del self._members[completion.request.id]

@@ -86,17 +86,13 @@ class ModelConfig:
         if self.num_layers > MAX_LAYERS:
             raise ModelError(f"the model has {self.num_layers} layers; at most {MAX_LAYERS} are accepted")
         if self.num_heads % self.num_kv_heads:
-            raise ModelError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly"
-            )
+            raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
         if self.head_dim % 2:
             raise ModelError(f"head_dim is {self.head_dim}; rotary embeddings need an even number")
         if self.hidden_act != "silu":
             raise ModelError(f"hidden_act {self.hidden_act!r} is not supported; accepted: silu")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 0 and 0 <= self.rms_norm_eps < 1):
-            raise ModelError(
-                f"rope_theta={self.rope_theta}, rms_norm_eps={self.rms_norm_eps} are not usable numbers"
-            )
+            raise ModelError(f"rope_theta={self.rope_theta}, rms_norm_eps={self.rms_norm_eps} are not usable numbers")
         if self.dtype not in DTYPES:
             raise ModelError(f"dtype {self.dtype!r} is not supported; accepted: {', '.join(DTYPES)}")
         windows = self.sliding_windows or (None,) * self.num_layers
@@ -127,7 +123,7 @@ class EngineConfig:
         kv_cache_memory: bytes for the KV cache; None: from the memory that is free.
         kv_cache_dtype: "auto" (the model's dtype) or a dtype's name.
         scheduling_policy: "fcfs" or "priority".
-        async_scheduling: plan step n + 1 while step n runs.
+        async_scheduling: plan step n + 1 while step n runs; None: where the device leaves a core free for that.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
         load_format: "auto", or "dummy" for random weights from a config alone.
         revision: branch, tag or commit of a hub repository.
@@ -150,7 +146,7 @@ class EngineConfig:
     quantization: str | None = None
     tensor_parallel_size: int = 1
     scheduling_policy: str = "fcfs"
-    async_scheduling: bool = True
+    async_scheduling: bool | None = None
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
     load_format: str = "auto"
@@ -178,13 +174,8 @@ class EngineConfig:
         _whole("max_num_batched_tokens", self.max_num_batched_tokens)
         _whole("block_size", self.block_size)
         _whole("kv_cache_memory", self.kv_cache_memory, optional=True)
-        if (
-            not isinstance(self.gpu_memory_utilization, int | float)
-            or not 0 < self.gpu_memory_utilization <= 1
-        ):
-            raise UsageError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1"
-            )
+        if not isinstance(self.gpu_memory_utilization, int | float) or not 0 < self.gpu_memory_utilization <= 1:
+            raise UsageError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1")
         if not isinstance(self.seed, int):
             raise UsageError(f"seed={self.seed!r}; accepted: a whole number")
 
@@ -198,6 +189,4 @@ def _whole(name: str, value: object, *, optional: bool = False) -> None:
     if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**53:
-        raise UsageError(
-            f"{name}={value!r}; accepted: a positive whole number{' or None' if optional else ''}"
-        )
+        raise UsageError(f"{name}={value!r}; accepted: a positive whole number{' or None' if optional else ''}")

@@ -32,7 +32,7 @@ from octavo.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 _SEED_MASK = 2**63 - 1
 
-Listener = Callable[[StepPlan, list[Event]], None]
+Listener = Callable[[StepPlan | None, Sequence[Event]], None]
 
 
 class Engine:
@@ -45,7 +45,8 @@ class Engine:
         generation: sampling options that the model's makers suggest.
         ledger: who has the memory.
         scheduler: the core, to look at.
-        listeners: called after each step with its plan and events. They must not change anything.
+        listeners: called in the order of events, with a plan and its events when a step is started, and with None and
+            events when one has come back or requests were ended from outside. They must not change anything.
     """
 
     def __init__(
@@ -64,9 +65,7 @@ class Engine:
         self.ledger = ledger
         self.listeners: list[Listener] = []
         self.scheduler = _make_scheduler(config, ledger)
-        self._executor: Executor = (
-            ThreadExecutor(runner) if config.async_scheduling else InlineExecutor(runner)
-        )
+        self._executor: Executor = ThreadExecutor(runner) if plans_ahead(config) else InlineExecutor(runner)
         self._assembler = Assembler(tokenizer)
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._ids = itertools.count()
@@ -100,7 +99,7 @@ class Engine:
         params = params or SamplingParams()
         token_ids = self.encode(prompt, add_special_tokens)
         self._check_token_ids(params, token_ids)
-        request_id = self._new_id(request_id)
+        request_id = self._new_id(request_id, params.n)
         requests = self._make_requests(request_id, token_ids, params, priority, cache_salt)
         now = time.monotonic()
         for request in requests:  # all are alike: if one is refused, it is the first
@@ -116,6 +115,7 @@ class Engine:
             finished = self.scheduler.finish(member, "abort", now)
             events += [finished] if finished else []
         outputs, _ = self._assembler.apply(events)
+        self._tell(None, events)
         return outputs[0] if outputs else None
 
     def abort_all(self) -> None:
@@ -132,24 +132,23 @@ class Engine:
     def num_unfinished_requests(self) -> int:
         return len(self._assembler)
 
-    def _new_id(self, wanted: str | None) -> str:
+    def _new_id(self, wanted: str | None, n: int) -> str:
         if wanted is None:
-            names = (f"request-{i}" for i in self._ids)
-            return next(name for name in names if name not in self._assembler)
-        if wanted in self._assembler:
-            raise RequestError(
-                f"there is an unfinished request {wanted!r} already; each needs an id of its own"
-            )
+            return next(name for name in (f"request-{i}" for i in self._ids) if not self._is_taken(name, n))
+        if self._is_taken(wanted, n):
+            raise RequestError(f"there is an unfinished request {wanted!r} already; each needs an id of its own")
         return wanted
+
+    def _is_taken(self, name: str, n: int) -> bool:
+        members = (_member_id(name, i, n) for i in range(n))
+        return name in self._assembler or any(member in self.scheduler.requests for member in members)
 
     def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, which may be token ids already; ``RequestError`` for text without a tokenizer."""
         if not isinstance(prompt, str):
             return _as_token_ids(prompt)
         if self.tokenizer is None:
-            raise RequestError(
-                "the model came without a tokenizer; give the prompt as token ids, or LLM(tokenizer=…)"
-            )
+            raise RequestError("the model came without a tokenizer; give the prompt as token ids, or LLM(tokenizer=…)")
         token_ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         if not token_ids:
             raise RequestError("the prompt is empty; at least one token is needed")
@@ -178,14 +177,10 @@ class Engine:
         room = self.scheduler.token_limit - len(token_ids)
         base = self._seeds.getrandbits(63) if params.seed is None else params.seed
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        bad_words = (
-            tokenize_bad_words(self.tokenizer, params.bad_words)
-            if self.tokenizer and params.bad_words
-            else ()
-        )
+        bad_words = tokenize_bad_words(self.tokenizer, params.bad_words) if self.tokenizer and params.bad_words else ()
         return [
             Request(
-                id=request_id if params.n == 1 else f"{request_id}/{i}",
+                id=_member_id(request_id, i, params.n),
                 tokens=list(token_ids),
                 params=params,
                 max_tokens=max(room, 1) if params.max_tokens is None else params.max_tokens,
@@ -201,9 +196,7 @@ class Engine:
 
     def _check_needs_text(self, params: SamplingParams) -> None:
         if self.tokenizer is None and (params.stop or params.bad_words):
-            raise RequestError(
-                "the model came without a tokenizer; use stop_token_ids in place of stop and bad_words"
-            )
+            raise RequestError("the model came without a tokenizer; use stop_token_ids in place of stop and bad_words")
 
     # ---------------------------------------------------------------- steps
 
@@ -218,7 +211,7 @@ class Engine:
         try:
             self._launch()
             return self._collect() if self._in_flight else []
-        except Exception:
+        except BaseException:  # an interrupt in the middle of a step leaves it half done, like an error
             self._give_up()
             raise
 
@@ -226,12 +219,12 @@ class Engine:
         """Plan and start steps until as many are in flight as may be."""
         while (plan := self.scheduler.plan(time.monotonic())) is not None:
             self._in_flight.append((plan, self._executor.execute(plan)))
+            self._tell(plan, plan.events)
 
     def _collect(self) -> list[RequestOutput]:
         """Wait for the oldest step and apply it."""
-        plan, future = self._in_flight[0]
-        result = future.result()  # interrupted here, the step is still the first in flight
-        self._in_flight.popleft()
+        _, future = self._in_flight.popleft()
+        result = future.result()
         now = time.monotonic()
         events = self.scheduler.apply(result, now)
         outputs, stopped = self._assembler.apply(events)
@@ -240,16 +233,20 @@ class Engine:
         self._assembler.apply(late)
         if self.config.debug:
             self.scheduler.check()
-        for listener in self.listeners:
-            listener(plan, [*plan.events, *events, *late])
+        self._tell(None, [*events, *late])
         return outputs
+
+    def _tell(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
+        for listener in self.listeners:
+            listener(plan, events)
 
     def _give_up(self) -> None:
         """A step failed, so the device's state is unknown: end all requests, forget the cache."""
-        for _, future in self._in_flight:
-            future.exception()  # wait for it; what it says no longer matters
+        self._executor.wait()
         self._in_flight.clear()
-        self._assembler.apply(self.scheduler.fail_all(time.monotonic()))
+        events = self.scheduler.fail_all(time.monotonic())
+        self._assembler.apply(events)
+        self._tell(None, events)
 
     def shutdown(self) -> None:
         """Abort what runs and let go of the thread. Safe to call twice."""
@@ -257,11 +254,23 @@ class Engine:
         self._executor.stop()
 
 
+def _member_id(request_id: str, index: int, n: int) -> str:
+    """The core's name for one of a request's ``n`` completions."""
+    return request_id if n == 1 else f"{request_id}/{index}"
+
+
+def plans_ahead(config: EngineConfig) -> bool:
+    """Whether a step is planned while another runs.
+
+    On a CPU not, unless asked for: the model keeps all cores busy, and a second thread that computes makes the pools of
+    both threads yield to each other, which costs more than the planning that it would hide.
+    """
+    return config.async_scheduling if config.async_scheduling is not None else config.device not in ("auto", "cpu")
+
+
 def _as_token_ids(prompt: object) -> list[int]:
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-        raise RequestError(
-            f"a prompt of type {type(prompt).__name__}; accepted: text, or a list of token ids"
-        )
+        raise RequestError(f"a prompt of type {type(prompt).__name__}; accepted: text, or a list of token ids")
     return list(prompt)
 
 
@@ -272,7 +281,7 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger) -> Scheduler:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         policy=config.scheduling_policy,
-        max_in_flight=2 if config.async_scheduling else 1,
+        max_in_flight=2 if plans_ahead(config) else 1,
         debug=config.debug,
     )
 

@@ -84,9 +84,7 @@ def fit(config: ModelConfig, dtype: str, num_parameters: int, memory_available: 
     block_size = EngineConfig.block_size
     per_token = config.kv_bytes_per_token(dtype)
     num_blocks = max(0, int((memory_available - weights) * share)) // (per_token * block_size)
-    lengths = sorted(
-        {*(n for n in CONTEXTS if n < config.max_position_embeddings), config.max_position_embeddings}
-    )
+    lengths = sorted({*(n for n in CONTEXTS if n < config.max_position_embeddings), config.max_position_embeddings})
     return Fit(
         dtype=dtype,
         weights_bytes=weights,

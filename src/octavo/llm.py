@@ -67,9 +67,7 @@ class LLM:
         params = self._params_for(sampling_params, len(many))
         priorities = [0] * len(many) if priority is None else list(priority)
         if len(priorities) != len(many):
-            raise RequestError(
-                f"{len(priorities)} priorities for {len(many)} prompts; one for each is needed"
-            )
+            raise RequestError(f"{len(priorities)} priorities for {len(many)} prompts; one for each is needed")
         return self._run(many, params, priorities, use_tqdm, add_special_tokens=True)
 
     def chat(
@@ -140,15 +138,11 @@ class LLM:
     def render(self, messages: Any, *, chat_template: str | None = None, **kwargs: Any) -> str:
         """The prompt that the chat template makes of a conversation."""
         tokenizer = self.engine.tokenizer
-        template = (
-            chat_template or self.config.chat_template or (tokenizer.chat_template if tokenizer else None)
-        )
+        template = chat_template or self.config.chat_template or (tokenizer.chat_template if tokenizer else None)
         if tokenizer is None or template is None:
             raise RequestError("the model has no chat template; use generate, or give chat_template=")
         kwargs.setdefault("add_generation_prompt", True)
-        return render_chat(
-            template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, **kwargs
-        )
+        return render_chat(template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, **kwargs)
 
     def shutdown(self) -> None:
         """Abort what runs and let go of the engine's thread. Using the LLM as a context manager does it, too."""
@@ -160,9 +154,7 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.shutdown()
 
-    def _params_for(
-        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
-    ) -> list[SamplingParams]:
+    def _params_for(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None:
             params = self.get_default_sampling_params()
         if isinstance(params, SamplingParams):
@@ -192,13 +184,9 @@ class LLM:
             raise
         return [done[request_id] for request_id in ids]
 
-    def _add(
-        self, i: int, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool
-    ) -> str:
+    def _add(self, i: int, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool) -> str:
         try:
-            return self.engine.add_request(
-                prompt, params, priority=priority, add_special_tokens=add_special_tokens
-            )
+            return self.engine.add_request(prompt, params, priority=priority, add_special_tokens=add_special_tokens)
         except RequestError as error:
             raise RequestError(f"prompt {i}: {error}") from None
 

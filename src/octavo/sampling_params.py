@@ -118,9 +118,7 @@ class SamplingParams:
             if any(not isinstance(s, str) or not s for s in strings):
                 raise RequestError(f"{name} takes non-empty strings")
             if len(strings) > MAX_STOP_STRINGS:
-                raise RequestError(
-                    f"{name} has {len(strings)} strings; at most {MAX_STOP_STRINGS} are accepted"
-                )
+                raise RequestError(f"{name} has {len(strings)} strings; at most {MAX_STOP_STRINGS} are accepted")
         if self.stop and not self.detokenize:
             raise RequestError("stop strings need detokenize=True; use stop_token_ids instead")
 
@@ -140,6 +138,4 @@ def _integer(name: str, value: Any, low: int, high: int, *, optional: bool = Fal
         return
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         none = " or None" if optional else ""
-        raise RequestError(
-            f"{name}={value!r} is out of range; accepted: a whole number from {low} to {high}{none}"
-        )
+        raise RequestError(f"{name}={value!r} is out of range; accepted: a whole number from {low} to {high}{none}")

@@ -20,9 +20,7 @@ from octavo.errors import ModelError
 def folder(tmp_path: Path) -> Path:
     tensors = {"a": torch.zeros(1000, 64), "b": torch.zeros(64, dtype=torch.bfloat16)}
     yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
-    return write_folder(
-        tmp_path, tensors, eos_token_id=[5, 6], rope_parameters=yarn, tie_word_embeddings=True
-    )
+    return write_folder(tmp_path, tensors, eos_token_id=[5, 6], rope_parameters=yarn, tie_word_embeddings=True)
 
 
 def rows(text: str) -> dict[str, str]:

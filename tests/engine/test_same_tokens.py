@@ -81,22 +81,14 @@ def test_a_fully_cached_prompt_gives_the_same_tokens_and_logprobs(folder, plain,
         cold, warm = (llm.generate([prompt], params, use_tqdm=False)[0] for _ in range(2))
     assert cold.metrics.num_cached_tokens == 0
     assert warm.metrics.num_cached_tokens == (length - 1) // block_size * block_size
-    assert (
-        warm.outputs[0].token_ids
-        == cold.outputs[0].token_ids
-        == run_alone(plain["llama"], Job(prompt, params))[0]
-    )
+    assert warm.outputs[0].token_ids == cold.outputs[0].token_ids == run_alone(plain["llama"], Job(prompt, params))[0]
     for a, b in zip(warm.outputs[0].logprobs, cold.outputs[0].logprobs, strict=True):
-        assert {t: e.logprob for t, e in a.items()} == pytest.approx(
-            {t: e.logprob for t, e in b.items()}, abs=1e-4
-        )
+        assert {t: e.logprob for t, e in a.items()} == pytest.approx({t: e.logprob for t, e in b.items()}, abs=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 13, 64])
 def test_any_chunk_size_gives_the_same_tokens(folder, plain, chunk):
-    job = Job(
-        [7 * i % 120 + 3 for i in range(40)], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-    )
+    job = Job([7 * i % 120 + 3 for i in range(40)], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
     with tiny_llm(folder / "qwen3", max_num_seqs=1, max_num_batched_tokens=chunk) as llm:
         assert run_alone(llm, job) == run_alone(plain["qwen3"], job)
 
@@ -107,14 +99,10 @@ def test_completions_of_one_prompt_share_its_blocks(folder):
         most = []
         llm.engine.listeners.append(lambda *_: most.append(llm.engine.scheduler.pool.num_free))
         free = llm.engine.scheduler.pool.num_free
-        output = llm.generate(
-            [prompt], SamplingParams(n=4, seed=1, max_tokens=4, ignore_eos=True), use_tqdm=False
-        )[0]
+        output = llm.generate([prompt], SamplingParams(n=4, seed=1, max_tokens=4, ignore_eos=True), use_tqdm=False)[0]
         assert len({tuple(c.token_ids) for c in output.outputs}) > 1
         assert free - min(most) <= 7 + 4 * 2  # the shared full blocks once, then the ends of each
-        again = llm.generate(
-            [prompt], SamplingParams(n=4, seed=1, max_tokens=4, ignore_eos=True), use_tqdm=False
-        )[0]
+        again = llm.generate([prompt], SamplingParams(n=4, seed=1, max_tokens=4, ignore_eos=True), use_tqdm=False)[0]
     assert [c.token_ids for c in again.outputs] == [c.token_ids for c in output.outputs]
 
 
@@ -125,9 +113,7 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path, name):
     model, path = make_tiny(name, tmp_path)
     prompts = [[3, 17, 90, 4, 5, 6, 77, 8, 9, 10, 11, 12], [50], list(range(20, 60))]
     with tiny_llm(path) as llm:
-        outputs = llm.generate(
-            prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True), use_tqdm=False
-        )
+        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True), use_tqdm=False)
     for prompt, output in zip(prompts, outputs, strict=True):
         expected = model.generate(
             torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0

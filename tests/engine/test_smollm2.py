@@ -47,9 +47,7 @@ def test_logits_of_whole_sequences(llm, expected):
     checkpoint = open_checkpoint(smollm2_path())
     own = build_model(checkpoint.config, Build(for_device("cpu")), 512)
     load_weights(own, checkpoint.tensors())
-    prompts = [
-        llm.tokenizer.encode(prompt) + tokens for prompt, tokens in zip(PROMPTS, expected, strict=True)
-    ]
+    prompts = [llm.tokenizer.encode(prompt) + tokens for prompt, tokens in zip(PROMPTS, expected, strict=True)]
     with torch.inference_mode():
         batch = PagedDriver(own, block_size=16).batch(dict(enumerate(prompts)))
         batch.attention = own.model.norm.ops.plan_attention(batch)

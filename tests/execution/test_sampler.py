@@ -25,8 +25,7 @@ PARAMS = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
     presence_penalty=st.sampled_from([0.0, 0.7, -0.6]),
     frequency_penalty=st.sampled_from([0.0, 0.4]),
-    logit_bias=st.none()
-    | st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 1.5, 4.0]), max_size=4),
+    logit_bias=st.none() | st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 1.5, 4.0]), max_size=4),
     allowed_token_ids=st.none() | st.lists(st.integers(10, VOCAB - 1), min_size=3, max_size=30),
     min_tokens=st.sampled_from([0, 2]),
     stop_token_ids=st.lists(st.integers(0, 9), max_size=2),
@@ -109,9 +108,7 @@ MIXTURE = [
 
 def test_a_row_is_bitwise_the_same_alone_and_in_a_batch_of_64():
     vocab, prompt = 5003, list(range(40))
-    requests = [
-        (SamplingParams(**MIXTURE[i % 8]), prompt, [], [[9, 4], [8]] if i % 3 else []) for i in range(64)
-    ]
+    requests = [(SamplingParams(**MIXTURE[i % 8]), prompt, [], [[9, 4], [8]] if i % 3 else []) for i in range(64)]
     together = filled(requests, vocab=vocab, slots=list(range(64))[::-1])
     steps = [random_logits(i, 64, vocab) for i in range(4)]
     expected = [together.sample(x.clone(), torch.arange(63, -1, -1)).to_host() for x in steps]
@@ -130,10 +127,7 @@ def test_a_request_that_comes_back_goes_on_as_if_it_had_stayed():
     stayed = filled(requests)
     rows = torch.arange(len(requests))
     outputs = np.array([stayed.sample(random_logits(i, 8), rows).token_ids.numpy() for i in range(4)])
-    back = [
-        (params, prompt, outputs[:, i].tolist(), words)
-        for i, (params, prompt, _, words) in enumerate(requests)
-    ]
+    back = [(params, prompt, outputs[:, i].tolist(), words) for i, (params, prompt, _, words) in enumerate(requests)]
     returned = filled(back, slots=list(range(20, 28)))
     for i in range(4, 9):
         first, second = (s.sample(random_logits(i, 8), r) for s, r in ((stayed, rows), (returned, rows + 20)))
@@ -142,9 +136,7 @@ def test_a_request_that_comes_back_goes_on_as_if_it_had_stayed():
 
 def test_a_slot_forgets_its_former_request():
     sampler = Sampler(1, VOCAB)
-    hard = SamplingParams(
-        temperature=0, allowed_token_ids=[1], repetition_penalty=1.5, min_tokens=9, logprobs=2
-    )
+    hard = SamplingParams(temperature=0, allowed_token_ids=[1], repetition_penalty=1.5, min_tokens=9, logprobs=2)
     sampler.add(0, hard, [4], [], 1, EOS, [[8]])
     sampler.sample(random_logits(0, 1), torch.tensor([0]))
     sampler.add(0, SamplingParams(temperature=0), [4], [], 1, EOS)
@@ -173,9 +165,7 @@ def test_any_64_bit_seed_will_do(seed):
     for _ in range(2):
         sampler = Sampler(1, VOCAB)
         sampler.add(0, SamplingParams(), [1], [], seed)
-        tokens.append(
-            [int(sampler.sample(random_logits(i, 1), torch.tensor([0])).token_ids) for i in range(5)]
-        )
+        tokens.append([int(sampler.sample(random_logits(i, 1), torch.tensor([0])).token_ids) for i in range(5)])
     assert tokens[0] == tokens[1]
 
 

@@ -19,9 +19,7 @@ def expected(prompt, output):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=12), st.lists(TOKENS, min_size=12, max_size=12)
-)
+@given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=12), st.lists(TOKENS, min_size=12, max_size=12))
 def test_counts_are_those_of_a_counter_while_rows_grow_and_go(requests, later):
     counts = TokenCounts(31, torch.device("cpu"))
     for slot, (prompt, output) in enumerate(requests):

@@ -16,9 +16,7 @@ NEG = -math.inf
 def filters(rows):
     """``Filters`` of (uniform, temperature, top_k, top_p, min_p) tuples."""
     kinds = (torch.float64, torch.float32, torch.int64, torch.float64, torch.float64)
-    return ops.Filters(
-        *(torch.tensor(list(v), dtype=k) for v, k in zip(zip(*rows, strict=True), kinds, strict=True))
-    )
+    return ops.Filters(*(torch.tensor(list(v), dtype=k) for v, k in zip(zip(*rows, strict=True), kinds, strict=True)))
 
 
 def logits_of(seed, rows, vocab, kind):
@@ -44,9 +42,7 @@ def test_weights_are_the_softmax_and_their_sums_do_not_depend_on_order():
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 0.5, 1 - 2**-53])
 @pytest.mark.parametrize("scale", [1, 3, 12345, 2**19])
 def test_draw_never_takes_a_weight_of_zero(uniform, scale):
-    few = torch.tensor(
-        [[0, 1, 0, 0], [0, 0.5, 1, 0], [0, 0, 0, 1], [1, ops.GRAIN, 0, 0]], dtype=torch.float64
-    )
+    few = torch.tensor([[0, 1, 0, 0], [0, 0.5, 1, 0], [0, 0, 0, 1], [1, ops.GRAIN, 0, 0]], dtype=torch.float64)
     weight = torch.cat([few[:, :3], few, few[:, :1]], dim=1) * scale
     index = ops.draw(weight, torch.full((4,), uniform, dtype=torch.float64))
     assert (weight.gather(1, index[:, None]) > 0).all()
@@ -120,9 +116,7 @@ def test_equal_logits_keep_the_lowest_ids(vocab):
     assert set(by_p.tolist()) == set(range(9))
 
 
-@pytest.mark.parametrize(
-    "rule", [(0, 1.0, 0.0), (6, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1), (7, 0.95, 0.05)]
-)
+@pytest.mark.parametrize("rule", [(0, 1.0, 0.0), (6, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1), (7, 0.95, 0.05)])
 def test_draws_follow_the_distribution(rule):
     top_k, top_p, min_p = rule
     row = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 0.7

@@ -37,9 +37,7 @@ def random_blocks(rng: np.random.Generator, kind: str, count: int) -> Array:
     for at in HALVES.get(kind, ()):
         some = rng.choice(np.array(SCALES, np.float16), count)
         usual = rng.normal(0, 0.1, count).astype(np.float16)
-        blocks[:, at : at + 2] = (
-            np.where(rng.random(count) < 0.5, some, usual).view(np.uint8).reshape(count, 2)
-        )
+        blocks[:, at : at + 2] = np.where(rng.random(count) < 0.5, some, usual).view(np.uint8).reshape(count, 2)
     return blocks
 
 

@@ -156,9 +156,7 @@ def test_generation_tag_is_only_a_scope(messages: list[Any]) -> None:
 
 
 def test_a_template_may_refuse() -> None:
-    with pytest.raises(
-        RequestError, match=r"does not accept these messages: Conversation roles must alternate"
-    ):
+    with pytest.raises(RequestError, match=r"does not accept these messages: Conversation roles must alternate"):
         render_chat(MISTRAL, [USER, USER], bos_token="", eos_token="")
 
 

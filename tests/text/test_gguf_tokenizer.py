@@ -72,9 +72,7 @@ def test_llama_merges_by_scores_as_sentencepiece(text: str) -> None:
 def test_llama_conventions() -> None:
     """As in llama.cpp: BOS, and the space prefix after every special token."""
     assert LLAMA.encode("<s>the", False) == [1, *SPM.encode("the")]
-    bare = tokenizer_from_metadata(
-        spm_metadata(add_space_prefix=False, add_bos_token=False, add_eos_token=True)
-    )
+    bare = tokenizer_from_metadata(spm_metadata(add_space_prefix=False, add_bos_token=False, add_eos_token=True))
     assert bare.encode(" the") == [*SPM.encode("the"), 2]
 
 
@@ -136,9 +134,7 @@ def test_words_of_each_kind() -> None:
 
 def test_bos_default_hangs_on_the_pre_tokenizer() -> None:
     assert tokenizer_from_metadata(bpe_metadata(pre="llama-bpe")).encode("a")[0] == 0
-    assert tokenizer_from_metadata(bpe_metadata(pre="llama-bpe", add_bos_token=False)).encode(
-        "a"
-    ) == BPE.encode("a")
+    assert tokenizer_from_metadata(bpe_metadata(pre="llama-bpe", add_bos_token=False)).encode("a") == BPE.encode("a")
 
 
 def test_ignore_merges_takes_a_whole_word() -> None:
@@ -174,9 +170,7 @@ def test_damaged_metadata_gives_one_line(changes: dict[str, Any], message: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"scores": [1.0]}, {"token_type": [77] * SPM.get_piece_size()}, {"scores": ["a"]}]
-)
+@pytest.mark.parametrize("changes", [{"scores": [1.0]}, {"token_type": [77] * SPM.get_piece_size()}, {"scores": ["a"]}])
 def test_damaged_llama_metadata_gives_one_line(changes: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
         tokenizer_from_metadata(spm_metadata(**changes))

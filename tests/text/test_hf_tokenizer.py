@@ -29,10 +29,7 @@ BPE = wrap(byte_level_bpe())
 @given(TEXTS)
 def test_encode_is_the_librarys(text: str) -> None:
     assert BPE.encode(text) == byte_level_bpe().encode(text).ids
-    assert (
-        BPE.encode(text, add_special_tokens=False)
-        == byte_level_bpe().encode(text, add_special_tokens=False).ids
-    )
+    assert BPE.encode(text, add_special_tokens=False) == byte_level_bpe().encode(text, add_special_tokens=False).ids
 
 
 @given(st.lists(st.integers(0, byte_level_bpe().get_vocab_size() + 3), max_size=30), st.booleans())
@@ -62,9 +59,7 @@ def sentencepiece_like(strip: bool) -> tokenizers.Tokenizer:
 )
 def test_decode_of_sentencepiece_like_ids_is_the_librarys(strip: bool, words: list[str], skip: bool) -> None:
     backend = sentencepiece_like(strip)
-    spelled = [
-        [w] if backend.token_to_id(w) is not None else [f"<0x{b:02X}>" for b in w.encode()] for w in words
-    ]
+    spelled = [[w] if backend.token_to_id(w) is not None else [f"<0x{b:02X}>" for b in w.encode()] for w in words]
     ids = [backend.token_to_id(token) for word in spelled for token in word]
     assert wrap(backend).decode(ids, skip) == backend.decode(ids, skip_special_tokens=skip)
 

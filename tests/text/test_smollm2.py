@@ -59,9 +59,7 @@ def test_ids_and_texts_are_those_of_transformers(ours: Tokenizer, theirs: AutoTo
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text), skip_special_tokens=False) == text
-    assert ours.decode(range(0, 49152, 7)) == theirs.decode(
-        list(range(0, 49152, 7)), skip_special_tokens=True
-    )
+    assert ours.decode(range(0, 49152, 7)) == theirs.decode(list(range(0, 49152, 7)), skip_special_tokens=True)
 
 
 def test_digits_are_single_tokens(ours: Tokenizer) -> None:

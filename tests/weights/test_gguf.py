@@ -25,9 +25,7 @@ def transformers_state(path: Path, **changes: int) -> dict[str, torch.Tensor]:
 
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     config = AutoConfig.from_pretrained(**where, **changes)
-    return dict(
-        AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32).state_dict()
-    )
+    return dict(AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32).state_dict())
 
 
 @pytest.fixture
@@ -77,10 +75,7 @@ def test_qwen_equals_transformers(path: Path, architecture: str) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0)
-    assert (
-        checkpoint.config.architecture
-        == {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[architecture]
-    )
+    assert checkpoint.config.architecture == {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[architecture]
     assert checkpoint.config.qkv_bias == (architecture == "qwen2")
     assert checkpoint.config.qk_norm == (architecture == "qwen3")
     assert checkpoint.config.head_dim == (16 if architecture == "qwen2" else 32)
@@ -135,9 +130,7 @@ def test_reading_rounds_once(path: Path, kind: str, dtype: torch.dtype) -> None:
         assert torch.equal(tensor, exact[name].to(dtype))
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)]
-)
+@pytest.mark.parametrize(("kind", "dtype"), [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)])
 def test_reading_without_conversion_copies_nothing(path: Path, kind: str, dtype: torch.dtype) -> None:
     write_llama(path, kind)
     tensors = {tensor.name: tensor for tensor in GGUFCheckpoint.open(path).tensors()}
@@ -207,9 +200,7 @@ def test_rows_that_heads_cannot_share(path: Path, rows: int) -> None:
     arrays = hugging_face_arrays(np.random.default_rng(0), metadata, vocab_size=40)
     arrays["blk.0.attn_q.weight"] = np.zeros((rows, 64), np.float32)
     write_gguf(path, metadata, {name: (array, "F32") for name, array in arrays.items()})
-    (query,) = (
-        t for t in GGUFCheckpoint.open(path).tensors() if t.name.endswith("0.self_attn.q_proj.weight")
-    )
+    (query,) = (t for t in GGUFCheckpoint.open(path).tensors() if t.name.endswith("0.self_attn.q_proj.weight"))
     with pytest.raises(ModelError, match=f"has {rows} rows"):
         query.read(torch.float32)
 

@@ -116,9 +116,7 @@ def test_linear_scaling(path: Path) -> None:
 
 def test_yarn_scaling(path: Path) -> None:
     changes: dict[str, Any] = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
-    assert config(path, **changes).rope_scaling == RopeScaling(
-        kind="yarn", factor=4.0, original_max_position=128
-    )
+    assert config(path, **changes).rope_scaling == RopeScaling(kind="yarn", factor=4.0, original_max_position=128)
     changes |= {
         "rope__scaling__original_context_length": 32,
         "rope__scaling__yarn_beta_fast": 16.0,

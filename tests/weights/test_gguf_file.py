@@ -113,9 +113,7 @@ def test_tensors_lie_where_the_gguf_package_finds_them(path: Path) -> None:
 
 
 def test_version_2_and_another_alignment(path: Path) -> None:
-    header = (
-        preamble(1, 1, version=2) + string("general.alignment") + u32(4) + u32(256) + tensor_entry("x", (2,))
-    )
+    header = preamble(1, 1, version=2) + string("general.alignment") + u32(4) + u32(256) + tensor_entry("x", (2,))
     path.write_bytes(header + bytes(-len(header) % 256) + struct.pack("<2f", 1, 2))
     file = GGUFFile(path)
     assert file.tensors["x"].offset % 256 == 0
@@ -180,9 +178,7 @@ def test_lengths_beyond_the_file(path: Path, huge: int) -> None:
     assert "a string claims" in refuse(path, with_keys(string("k", length=huge)))
     assert "a string claims" in refuse(path, with_keys(string("k") + u32(8) + string("v", length=huge)))
     for kind in (0, 4, 7, 8, 9, 12):
-        assert "array items, and there is room" in refuse(
-            path, with_keys(string("k") + u32(9) + u32(kind) + u64(huge))
-        )
+        assert "array items, and there is room" in refuse(path, with_keys(string("k") + u32(9) + u32(kind) + u64(huge)))
     listed = string("k") + u32(9) + u32(8) + u64(2) + string("a") + string("b", length=huge)
     assert "a string claims" in refuse(path, with_keys(listed))
 
@@ -245,9 +241,7 @@ def test_strings_that_are_not_utf8(path: Path) -> None:
     assert "is not UTF-8" in refuse(path, with_tensors(tensor_entry("x", (8,)).replace(b"x", b"\xff", 1)))
 
 
-@pytest.mark.parametrize(
-    "value", [u32(4) + u32(number) for number in (0, 1, 4, 33, 1 << 30)] + [u32(8) + string("32")]
-)
+@pytest.mark.parametrize("value", [u32(4) + u32(number) for number in (0, 1, 4, 33, 1 << 30)] + [u32(8) + string("32")])
 def test_alignments_that_are_none(path: Path, value: bytes) -> None:
     assert "expected a power of two" in refuse(path, with_keys(string("general.alignment") + value))
 

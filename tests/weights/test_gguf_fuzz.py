@@ -57,9 +57,7 @@ def open_and_read(path: Path) -> bool:
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     print(f"seed {SEED}")
     rng = random.Random(SEED)
-    path, _ = write_llama(
-        tmp_path / "model.gguf", "Q8_0", rope__scaling__type="linear", rope__scaling__factor=2.0
-    )
+    path, _ = write_llama(tmp_path / "model.gguf", "Q8_0", rope__scaling__type="linear", rope__scaling__factor=2.0)
     whole = path.read_bytes()
     header = min(info.offset for info in GGUFCheckpoint.open(path).file.tensors.values())
     target, usable, slowest = tmp_path / "damaged.gguf", 0, 0.0

@@ -19,8 +19,7 @@ from octavo.weights.hf_config import FAMILIES, read_config
 
 MODEL_TYPES = {family.model_type: name for name, family in FAMILIES.items()}
 SHAPE = {
-    k: TINY[k]
-    for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    k: TINY[k] for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 }
 HEADS = {
     "num_attention_heads": 32,
@@ -84,18 +83,14 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_means_what_transformers_takes_it_to_mean(
-    tmp_path: Path, model_type: str, variant: dict[str, Any]
-) -> None:
+def test_means_what_transformers_takes_it_to_mean(tmp_path: Path, model_type: str, variant: dict[str, Any]) -> None:
     config = of_type(model_type, **variant)
     ours, oracle = read(tmp_path, config), theirs(config)
     assert ours.architecture == MODEL_TYPES[model_type]
     assert ours.num_layers == oracle.num_hidden_layers
     assert ours.num_heads == oracle.num_attention_heads
     assert ours.num_kv_heads == oracle.num_key_value_heads
-    assert ours.head_dim == (
-        getattr(oracle, "head_dim", None) or oracle.hidden_size // oracle.num_attention_heads
-    )
+    assert ours.head_dim == (getattr(oracle, "head_dim", None) or oracle.hidden_size // oracle.num_attention_heads)
     assert ours.max_position_embeddings == oracle.max_position_embeddings
     assert ours.rms_norm_eps == oracle.rms_norm_eps
     assert ours.rope_theta == oracle.rope_parameters["rope_theta"]
@@ -115,10 +110,7 @@ def test_promises_the_parameters_that_transformers_makes(
     config = of_type(model_type, **variant)
     ours = read(tmp_path, config)
     with torch.device("meta"):
-        shapes = {
-            k: tuple(v.shape)
-            for k, v in AutoModelForCausalLM.from_config(theirs(config)).state_dict().items()
-        }
+        shapes = {k: tuple(v.shape) for k, v in AutoModelForCausalLM.from_config(theirs(config)).state_dict().items()}
     layer = "model.layers.0."
     assert shapes[f"{layer}self_attn.q_proj.weight"] == (ours.num_heads * ours.head_dim, ours.hidden_size)
     assert shapes[f"{layer}self_attn.k_proj.weight"] == (ours.num_kv_heads * ours.head_dim, ours.hidden_size)
@@ -256,9 +248,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "says"), REFUSED, ids=str)
-def test_a_config_that_cannot_be_run_is_refused_in_one_line(
-    tmp_path: Path, change: dict[str, Any], says: str
-) -> None:
+def test_a_config_that_cannot_be_run_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelError) as caught:
         read(tmp_path, TINY | change)
     assert says in str(caught.value)
@@ -299,11 +289,7 @@ def test_a_folder_or_nothing_in_its_place(tmp_path: Path) -> None:
 
 
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=5,
 )

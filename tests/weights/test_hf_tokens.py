@@ -41,9 +41,7 @@ def test_eos_ids_of_all_files_are_joined_in_order_and_once(tmp_path: Path) -> No
 def test_each_source_may_be_a_number_a_list_or_null(
     tmp_path: Path, config: Any, generation: Any, expected: tuple[int, ...]
 ) -> None:
-    folder = write(
-        tmp_path, config=TINY | {"eos_token_id": config}, generation_config={"eos_token_id": generation}
-    )
+    folder = write(tmp_path, config=TINY | {"eos_token_id": config}, generation_config={"eos_token_id": generation})
     assert read_config(folder)[0].eos_token_ids == expected
 
 
@@ -58,9 +56,7 @@ def test_the_tokenizers_eos_is_found_in_tokenizer_json_too(tmp_path: Path) -> No
     assert read_config(folder)[0].eos_token_ids == (13,)
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"eos_token": None}, {"eos_token": "</s>"}, {"added_tokens_decoder": None}]
-)
+@pytest.mark.parametrize("config", [{}, {"eos_token": None}, {"eos_token": "</s>"}, {"added_tokens_decoder": None}])
 def test_a_tokenizer_that_does_not_tell_adds_none(tmp_path: Path, config: Any) -> None:
     folder = write(tmp_path, config=TINY | {"eos_token_id": 7}, tokenizer_config=config)
     assert read_config(folder)[0].eos_token_ids == (7,)
@@ -96,9 +92,7 @@ def test_values_that_sampling_would_refuse_are_refused_at_once(tmp_path: Path, b
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "edge", [{"temperature": 0, "top_k": -1, "top_p": 1, "min_p": 1, "repetition_penalty": 100}]
-)
+@pytest.mark.parametrize("edge", [{"temperature": 0, "top_k": -1, "top_p": 1, "min_p": 1, "repetition_penalty": 100}])
 def test_values_that_are_accepted_are_accepted_by_sampling(tmp_path: Path, edge: dict[str, Any]) -> None:
     defaults = read_config(write(tmp_path, generation_config=edge))[1]
     assert SamplingParams(**{name: getattr(defaults, name) for name in edge}).greedy

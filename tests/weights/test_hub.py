@@ -77,9 +77,7 @@ def fetch_all(hub: Hub | None, home: Path, models: list[tuple[str, str | None]],
         "no_proxy": "*",
     }
     command = [sys.executable, "-c", FETCH, json.dumps(models)]
-    run = subprocess.run(
-        command, env={**inherited, **settings, **env}, capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run(command, env={**inherited, **settings, **env}, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("\n") == len(models), run.stdout
     return run.stdout.splitlines()
@@ -173,9 +171,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_whatever_the_library_raises_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
-) -> None:
+def test_whatever_the_library_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
     def fail(*_: object, **__: object) -> str:
         raise error
 

@@ -73,9 +73,7 @@ def test_safetensors_win_over_gguf(tmp_path: Path, gguf: Path) -> None:
 
 def test_of_several_ggufs_one_must_be_chosen(tmp_path: Path, gguf: Path) -> None:
     shutil.copy(gguf, tmp_path / "other.gguf")
-    with pytest.raises(
-        ModelError, match=r"2 \.gguf files; accepted: the path of one of other\.gguf, tiny\.gguf"
-    ):
+    with pytest.raises(ModelError, match=r"2 \.gguf files; accepted: the path of one of other\.gguf, tiny\.gguf"):
         open_checkpoint(tmp_path)
 
 

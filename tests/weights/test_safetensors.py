@@ -68,10 +68,7 @@ def test_names_shapes_kinds_and_bytes(tmp_path: Path) -> None:
 
 def test_tensors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     body = b"\0" * 12
-    header = {
-        n: {"dtype": "F32", "shape": [1], "data_offsets": [o, o + 4]}
-        for n, o in (("a", 8), ("b", 0), ("c", 4))
-    }
+    header = {n: {"dtype": "F32", "shape": [1], "data_offsets": [o, o + 4]} for n, o in (("a", 8), ("b", 0), ("c", 4))}
     write_folder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(raw_file(header, body))
     assert [t.name for t in SafetensorsCheckpoint.open(tmp_path).tensors()] == ["b", "c", "a"]
@@ -131,9 +128,7 @@ def test_a_config_alone_opens_when_no_weights_are_wanted(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_other_kinds_are_listed_but_not_read(tmp_path: Path, dtype: torch.dtype) -> None:
-    tensor = next(
-        SafetensorsCheckpoint.open(write_folder(tmp_path, {"w": torch.zeros(3, dtype=dtype)})).tensors()
-    )
+    tensor = next(SafetensorsCheckpoint.open(write_folder(tmp_path, {"w": torch.zeros(3, dtype=dtype)})).tensors())
     assert tensor.nbytes == 3 * dtype.itemsize
     with pytest.raises(ModelError, match="accepted: F64, F32, F16, BF16"):
         tensor.read(torch.float32)
@@ -202,18 +197,14 @@ def test_random_damage_gives_values_or_a_model_error(tmp_path: Path) -> None:
         assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"]
-)
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"])
 def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "secret.safetensors")
     with pytest.raises(ModelError, match="files of the same folder"):
         SafetensorsCheckpoint.open(write_shards(tmp_path / "model", {"a": name}, {}))
 
 
-@pytest.mark.parametrize(
-    "index", [{}, [], *({"weight_map": value} for value in ({}, [], {"a": 1}, None))], ids=str
-)
+@pytest.mark.parametrize("index", [{}, [], *({"weight_map": value} for value in ({}, [], {"a": 1}, None))], ids=str)
 def test_a_damaged_index_is_refused(tmp_path: Path, index: Any) -> None:
     write_shards(tmp_path, {}, {})
     write_json(tmp_path / INDEX, index)

@@ -86,9 +86,7 @@ def test_a_missing_path_is_not_asked_of_the_hub(asked: list[tuple[Any, ...]], mo
         ("a\0b", "no model"),
     ],
 )
-def test_what_is_nothing_says_what_would_be_accepted(
-    asked: list[tuple[Any, ...]], model: str, says: str
-) -> None:
+def test_what_is_nothing_says_what_would_be_accepted(asked: list[tuple[Any, ...]], model: str, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         resolve(model)
     assert not asked

@@ -50,8 +50,9 @@ class _Watch:
     ends: list[float] = field(default_factory=list)
     preemptions: int = 0
 
-    def __call__(self, plan: StepPlan, events: list[Event]) -> None:
-        self.ends.append(self.clock())
+    def __call__(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
+        if plan is None:
+            self.ends.append(self.clock())
         self.preemptions += sum(isinstance(event, Preempted) for event in events)
 
 

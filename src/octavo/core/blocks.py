@@ -34,6 +34,11 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_caching = enable_caching
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all holders and all content: every block is free and empty."""
+        num_blocks = self.num_blocks
         self._refs = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -127,11 +132,6 @@ class BlockPool:
             block = self._block_of.get(hash_)
             if block is not None:
                 self._forget(block)
-
-    def forget_all(self) -> None:
-        """Empty the prefix cache, as what blocks hold can no longer be trusted; held blocks stay held."""
-        for block in list(self._block_of.values()):
-            self._forget(block)
 
     def _forget(self, block: int) -> None:
         hash_ = self._hash_of[block]

@@ -43,10 +43,15 @@ class InFlight:
     """Planned steps, oldest first; the free slots of the batch; and what is in limbo."""
 
     def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
+        self._pool = pool
+        self._max_num_seqs = max_num_seqs
+        self.reset()
+
+    def reset(self) -> None:
+        """No step is on its way, nothing is in limbo, all slots are free."""
         self.flights: deque[Flight] = deque()
         self.limbo: list[Limbo] = []
-        self.free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._pool = pool
+        self.free_slots = list(range(self._max_num_seqs - 1, -1, -1))
 
     def __len__(self) -> int:
         return len(self.flights)
@@ -62,11 +67,6 @@ class InFlight:
         self._free_limbo_until(step)
         return self.flights.popleft()
 
-    def give_up(self) -> None:
-        """No step in flight will come back: forget them, and free what waited for them."""
-        self.flights.clear()
-        self._free_limbo_until(None)
-
     def free_after(self, step: int, slot: int, blocks: list[int]) -> None:
         """Free a slot and a request's blocks once ``step``, the last to use them, is back: maybe now."""
         if self.flights and step >= self.flights[0].plan.step:
@@ -78,10 +78,10 @@ class InFlight:
         """How many blocks will become free when all steps have come back."""
         return self._pool.num_freed_by(block for limbo in self.limbo for block in limbo.blocks)
 
-    def _free_limbo_until(self, step: int | None) -> None:
+    def _free_limbo_until(self, step: int) -> None:
         leaving, self.limbo = self.limbo, []
         for limbo in leaving:
-            if step is None or limbo.step <= step:
+            if limbo.step <= step:
                 self._free(limbo.slot, limbo.blocks)
             else:
                 self.limbo.append(limbo)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from octavo.core.blocks import chain_hash
+from octavo.core.plan import Finished
 from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
 from octavo.sampling_params import SamplingParams
@@ -105,6 +106,13 @@ class Request:
             parent = self.block_hashes[-1] if self.block_hashes else self.salt
             self.block_hashes.append(chain_hash(parent, self.tokens[i * block_size : (i + 1) * block_size]))
         return self.block_hashes[:num_blocks]
+
+    def fail(self, now: float) -> Finished:
+        """End it with "error", whatever state it is in."""
+        self.status = Status.FINISHED
+        self.blocks, self.slot = [], -1
+        self.metrics.finished_time = now
+        return Finished(self.id, "error")
 
     def stop_after(self, token_id: int) -> tuple[str, int | None] | None:
         """Why it ends with ``token_id`` as its last token: (finish reason, stop token), or None to go on."""

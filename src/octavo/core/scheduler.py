@@ -318,8 +318,15 @@ class Scheduler:
         return Finished(request.id, reason, stop_reason)
 
     def fail_all(self, now: float = 0.0) -> list[Event]:
-        """The device lost its state: forget steps in flight and cache, and end every request with "error"."""
-        self.in_flight.give_up()
-        events: list[Event] = [self._finish(r, "error", None, now) for r in list(self.requests.values())]
-        self.pool.forget_all()
-        return events
+        """End every request with "error" and begin anew: the device lost its state, or planning was interrupted.
+
+        Nothing here relies on the state being whole, and nothing of it is kept.
+        """
+        requests = list(self.requests.values())
+        self.requests.clear()
+        self.running.clear()
+        self.waiting = WaitingQueue(self.policy)
+        self._untold = []
+        self.in_flight.reset()
+        self.pool.reset()
+        return [request.fail(now) for request in requests]

@@ -60,9 +60,7 @@ class BatchState:
     def checksum(self, rows: Sequence[RowStep]) -> int:
         """Of the tables of the rows of a plan; see `octavo.core.plan.table_checksum`."""
         slots = sorted(row.slot for row in rows)
-        return table_checksum(
-            (s, int(self._ends[s]), self.tables[s, : self._num_blocks[s]].tolist()) for s in slots
-        )
+        return table_checksum((s, int(self._ends[s]), self.tables[s, : self._num_blocks[s]].tolist()) for s in slots)
 
     def forward_batch(self, rows: Sequence[RowStep], kv_cache: Sequence[KVLayer]) -> ForwardBatch:
         """The model's input for these rows. Index arithmetic is done once here, for all rows together."""

@@ -21,9 +21,7 @@ from octavo.models.registry import build_model
 from octavo.weights.checkpoint import Checkpoint
 
 
-def build_runner(
-    config: EngineConfig, checkpoint: Checkpoint, progress: bool = False
-) -> tuple[Runner, Ledger]:
+def build_runner(config: EngineConfig, checkpoint: Checkpoint, progress: bool = False) -> tuple[Runner, Ledger]:
     """Load the model and set up all state that a step needs.
 
     Raises:
@@ -101,9 +99,7 @@ def _assemble(
     return Runner(model, ops, kv_cache, state, Sampler(config.max_num_seqs, model.config.vocab_size, device))
 
 
-def allocate_kv_cache(
-    model: ModelConfig, ledger: Ledger, dtype: torch.dtype, device: torch.device
-) -> list[KVLayer]:
+def allocate_kv_cache(model: ModelConfig, ledger: Ledger, dtype: torch.dtype, device: torch.device) -> list[KVLayer]:
     """The blocks of all layers, as zeros. On a CPU they take memory only as they are written to."""
     return [
         KVLayer.zeros(ledger.num_blocks, ledger.block_size, model.num_kv_heads, model.head_dim, dtype, device)

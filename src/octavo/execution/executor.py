@@ -15,6 +15,9 @@ class Executor(Protocol):
     def execute(self, plan: StepPlan) -> Future[StepResult]:
         """Start a step, or queue it behind the one that runs."""
 
+    def wait(self) -> None:
+        """Wait until no step runs, whatever became of those that were given."""
+
     def stop(self) -> None:
         """Wait for the steps that were given, then let go of the thread or process. Safe to call twice."""
 
@@ -33,6 +36,9 @@ class InlineExecutor:
             future.set_exception(error)
         return future
 
+    def wait(self) -> None:
+        pass
+
     def stop(self) -> None:
         pass
 
@@ -49,6 +55,9 @@ class ThreadExecutor:
 
     def execute(self, plan: StepPlan) -> Future[StepResult]:
         return self._pool.submit(self._runner.run, plan)
+
+    def wait(self) -> None:
+        self._pool.submit(lambda: None).result()  # one thread runs all, in order: this one comes last
 
     def stop(self) -> None:
         self._pool.shutdown(wait=True)

@@ -18,9 +18,7 @@ T = TypeVar("T")
 class BadWords:
     """The bad words of one request and the end of its output, on the device."""
 
-    def __init__(
-        self, words: Sequence[Sequence[int]], output_token_ids: Sequence[int], device: torch.device
-    ) -> None:
+    def __init__(self, words: Sequence[Sequence[int]], output_token_ids: Sequence[int], device: torch.device) -> None:
         """``words`` are token ids, none empty."""
         width = max(len(word) for word in words) - 1
         prefixes = [_right_aligned(word[:-1], width) for word in words]
@@ -80,9 +78,7 @@ class LogitEdits:
             ops.keep_only(logits, *self._points(allowed))
         for row, words in _pairs(self._bad_words, slots):
             ops.add_at(logits, torch.full_like(words.last, row), words.last, words.penalties())
-        added = self._banned_ends(slots, num_outputs) + [
-            (row, *bias) for row, bias in _pairs(self._bias, slots)
-        ]
+        added = self._banned_ends(slots, num_outputs) + [(row, *bias) for row, bias in _pairs(self._bias, slots)]
         if added:
             rows, ids = self._points([(row, ids) for row, ids, _ in added])
             values = torch.from_numpy(np.concatenate([values for _, _, values in added])).to(self._device)
@@ -93,9 +89,7 @@ class LogitEdits:
         for row, words in _pairs(self._bad_words, slots):
             words.record(tokens[row : row + 1])
 
-    def _banned_ends(
-        self, slots: Sequence[int], num_outputs: np.ndarray
-    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    def _banned_ends(self, slots: Sequence[int], num_outputs: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Rows, ids and -inf for rows that have not yet reached ``min_tokens``; forgets those that have."""
         banned = []
         for row, (least, ids) in _pairs(self._until_min_tokens, slots):

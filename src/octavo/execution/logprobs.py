@@ -33,8 +33,7 @@ def to_host(token_ids: Tensor, logprobs: ops.Logprobs, widths: Sequence[int]) ->
     """Plain values of N positions; ``widths`` says how many of the likeliest tokens each asked for."""
     tokens, chosen, rank, ids, top = (x.tolist() for x in (token_ids, *logprobs))
     return [
-        TokenLogprobs(tokens[i], chosen[i], rank[i], ids[i][:width], top[i][:width])
-        for i, width in enumerate(widths)
+        TokenLogprobs(tokens[i], chosen[i], rank[i], ids[i][:width], top[i][:width]) for i, width in enumerate(widths)
     ]
 
 

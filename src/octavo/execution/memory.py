@@ -82,9 +82,7 @@ def workspace_bytes(model: ModelConfig, engine: EngineConfig, dtype: str) -> int
     return activations + 3 * 4 * engine.max_num_seqs * model.vocab_size
 
 
-def draw_up(
-    model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: str, weights: int, free: int
-) -> Ledger:
+def draw_up(model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: str, weights: int, free: int) -> Ledger:
     """Decide the size of the KV cache and the longest sequence.
 
     The cache gets the memory that is free after the workspace, times ``gpu_memory_utilization``, but no more than

@@ -64,15 +64,11 @@ class Runner:
 
     def _sample(self, rows: Sequence[RowStep], hidden: Tensor) -> HostSample:
         """Choose the next token of each of ``rows``, whose last hidden states are ``hidden [S, H]``."""
-        sampled = self._sampler.sample(
-            self.model.logits(hidden), torch.tensor([row.slot for row in rows])
-        ).to_host()
+        sampled = self._sampler.sample(self.model.logits(hidden), torch.tensor([row.slot for row in rows])).to_host()
         self.state.append(rows, sampled.token_ids)
         return sampled
 
-    def _score_prompts(
-        self, rows: Sequence[RowStep], hidden: Tensor
-    ) -> dict[int, tuple[int, tuple[Logprobs, ...]]]:
+    def _score_prompts(self, rows: Sequence[RowStep], hidden: Tensor) -> dict[int, tuple[int, tuple[Logprobs, ...]]]:
         """Log-probabilities of the prompt tokens that follow the computed ones, for the rows that asked for them."""
         scores = {}
         offset = 0
@@ -90,9 +86,7 @@ class Runner:
     def _score(self, hidden: Tensor, targets: Sequence[int], k: int) -> tuple[Logprobs, ...]:
         found: list[Logprobs] = []
         target_ids = torch.tensor(targets, device=hidden.device)
-        for part, ids in zip(
-            hidden.split(PROMPT_LOGITS_ROWS), target_ids.split(PROMPT_LOGITS_ROWS), strict=True
-        ):
+        for part, ids in zip(hidden.split(PROMPT_LOGITS_ROWS), target_ids.split(PROMPT_LOGITS_ROWS), strict=True):
             found += map(_as_output, prompt_logprobs(self.model.logits(part), ids, k))
         return tuple(found)
 
@@ -109,11 +103,7 @@ def _result(
         tuple(sampled.token_ids.tolist()),
         tuple(entry and _as_output(entry) for entry in sampled.logprobs) if asked else (),
         scores,
-        {
-            row.slot: "the logits have no finite maximum"
-            for row, bad in zip(rows, sampled.bad, strict=True)
-            if bad
-        },
+        {row.slot: "the logits have no finite maximum" for row, bad in zip(rows, sampled.bad, strict=True) if bad},
     )
 
 

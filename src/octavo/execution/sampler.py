@@ -40,9 +40,7 @@ from octavo.execution.token_counts import TokenCounts
 from octavo.kernels.reference import sampling as ops
 from octavo.sampling_params import SamplingParams
 
-_COLDEST = (
-    1e-30  # a smaller temperature may be 0 in float32; long before, nothing but the likeliest token is left
-)
+_COLDEST = 1e-30  # a smaller temperature may be 0 in float32; long before, nothing but the likeliest token is left
 
 _SLOT = np.dtype(
     [
@@ -171,12 +169,8 @@ class Sampler:
         rows = [row for row, slot in enumerate(slots) if slot in self._counts]
         if rows:
             ids, counts = self._counts.entries(slots[row] for row in rows)
-            strengths = (
-                self._to_device(table[name][rows]) for name in ("repetition", "presence", "frequency")
-            )
-            ops.apply_penalties(
-                logits, self._to_device(np.asarray(rows)), ids, counts, ops.Penalties(*strengths)
-            )
+            strengths = (self._to_device(table[name][rows]) for name in ("repetition", "presence", "frequency"))
+            ops.apply_penalties(logits, self._to_device(np.asarray(rows)), ids, counts, ops.Penalties(*strengths))
 
     def _choose(self, logits: Tensor, table: np.ndarray) -> tuple[Tensor, Tensor]:
         """Token ids int64 [S], and which rows have none, bool [S]. Only rows that filter pay for it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -31,9 +33,17 @@ class KVLayer(NamedTuple):
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> KVLayer:
-        """An empty cache of ``num_blocks`` blocks."""
+        """An empty cache of ``num_blocks`` blocks. On a CPU it takes memory only as it is written to."""
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+        keys, values = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
+        return cls(keys, values)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros. ``torch.zeros`` writes them at once on a CPU; numpy asks for pages that are zero when touched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class AttentionPlan:

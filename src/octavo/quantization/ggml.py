@@ -90,18 +90,14 @@ def dequantize(
     size = number_of_weights(data.size, kind)
     out = np.empty(size, np.float32) if out is None else out
     if out.size != size or not out.flags.c_contiguous:
-        raise ModelError(
-            f"{size} weights cannot go into a target of {out.size}; expected one of that size, in C order"
-        )
+        raise ModelError(f"{size} weights cannot go into a target of {out.size}; expected one of that size, in C order")
     flat = out.reshape(-1)
     for where, weights in dequantize_chunks(data, kind):
         flat[where] = weights
     return out
 
 
-def dequantize_chunks(
-    data: NDArray[np.uint8], kind: str | BlockType
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+def dequantize_chunks(data: NDArray[np.uint8], kind: str | BlockType) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Expand packed bytes piece by piece: yields where a piece lies among all weights, and its
     ``float32[m]``.
 
@@ -112,9 +108,7 @@ def dequantize_chunks(
     packed = data.reshape(-1, kind.type_size)
     step = CHUNK_WEIGHTS // kind.block_size
     for begin in range(0, len(packed), step):
-        with np.errstate(
-            all="ignore"
-        ):  # a file may hold infinite scales: what comes of them is the file's affair
+        with np.errstate(all="ignore"):  # a file may hold infinite scales: what comes of them is the file's affair
             weights = kind.expand(packed[begin : begin + step]).reshape(-1)
         at = begin * kind.block_size
         yield slice(at, at + len(weights)), weights
@@ -133,7 +127,5 @@ def number_of_weights(num_bytes: int, kind: BlockType) -> int:
     """How many weights ``num_bytes`` hold. Raises ``ModelError`` unless they are whole blocks."""
     num_blocks, rest = divmod(num_bytes, kind.type_size)
     if rest:
-        raise ModelError(
-            f"{num_bytes} bytes are not whole {kind.name} blocks; expected a multiple of {kind.type_size}"
-        )
+        raise ModelError(f"{num_bytes} bytes are not whole {kind.name} blocks; expected a multiple of {kind.type_size}")
     return num_blocks * kind.block_size

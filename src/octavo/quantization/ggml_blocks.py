@@ -141,9 +141,7 @@ def q6_k(blocks: Bytes) -> Floats:
     return _scaled(q, scale[..., None]).reshape(-1, 256)
 
 
-_IQ4_VALUES = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
-)
+_IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
 
 
 def _half(blocks: Bytes, at: int) -> Floats:

@@ -45,9 +45,7 @@ def render_chat(
             rules or limits, or the messages are malformed.
     """
     if template is None:
-        raise RequestError(
-            "this model has no chat template; use generate with a plain prompt, or pass chat_template="
-        )
+        raise RequestError("this model has no chat template; use generate with a plain prompt, or pass chat_template=")
     variables: dict[str, Any] = {"bos_token": bos_token, "eos_token": eos_token}
     variables = {name: token for name, token in variables.items() if token is not None}
     variables |= _check_kwargs(chat_template_kwargs) | _check_kwargs(kwargs)

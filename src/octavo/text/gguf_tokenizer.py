@@ -74,9 +74,7 @@ class _Vocabulary:
         value = self._metadata.get(_PREFIX + key)
         values: Any = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(values, list) or not values or not set(map(type, values)) <= {kind}:
-            raise ModelError(
-                f"{_PREFIX}{key} is missing or damaged; accepted: a list of {kind.__name__} values"
-            )
+            raise ModelError(f"{_PREFIX}{key} is missing or damaged; accepted: a list of {kind.__name__} values")
         return values
 
     def scores(self) -> list[float]:
@@ -86,9 +84,7 @@ class _Vocabulary:
         """The text of the token whose id stands under ``key``."""
         token_id = self.scalar(key, int, default)
         if token_id is not None and not 0 <= token_id < len(self.tokens):
-            raise ModelError(
-                f"{_PREFIX}{key} is {token_id}; accepted: below the vocabulary size, {len(self.tokens)}"
-            )
+            raise ModelError(f"{_PREFIX}{key} is {token_id}; accepted: below the vocabulary size, {len(self.tokens)}")
         return None if token_id is None else self.tokens[token_id]
 
     def config(self, *, bos: int | None, eos: int | None, add_bos: bool, **more: Any) -> TokenizerConfig:
@@ -107,9 +103,7 @@ class _Vocabulary:
             return [default] * len(self.tokens)
         values = self.array(key, kind)
         if len(values) != len(self.tokens):
-            raise ModelError(
-                f"{_PREFIX}{key} has {len(values)} entries; accepted: one a token, {len(self.tokens)}"
-            )
+            raise ModelError(f"{_PREFIX}{key} has {len(values)} entries; accepted: one a token, {len(self.tokens)}")
         return values
 
 
@@ -121,9 +115,7 @@ def _byte_level_bpe(vocabulary: _Vocabulary) -> Tokenizer:
     backend.pre_tokenizer = _splits(rules)
     backend.decoder = decoders.ByteLevel()
     _add_tokens(backend, vocabulary)
-    return HFTokenizer(
-        backend, vocabulary.config(bos=None, eos=None, add_bos=rules.add_bos_token, added_tokens={})
-    )
+    return HFTokenizer(backend, vocabulary.config(bos=None, eos=None, add_bos=rules.add_bos_token, added_tokens={}))
 
 
 def _merges(lines: list[str]) -> list[tuple[str, str]]:
@@ -136,9 +128,7 @@ def _merges(lines: list[str]) -> list[tuple[str, str]]:
 
 def _splits(rules: PreTokenizer) -> pre_tokenizers.PreTokenizer:
     words = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in rules.patterns]
-    return pre_tokenizers.Sequence(
-        [*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    return pre_tokenizers.Sequence([*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, vocabulary: _Vocabulary) -> None:
@@ -153,9 +143,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, vocabulary: _Vocabulary) -> None:
 def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     pieces = list(_pieces(vocabulary))
     add_prefix = vocabulary.scalar("add_space_prefix", bool, True)
-    config = vocabulary.config(
-        bos=1, eos=2, add_bos=True, add_prefix_space=add_prefix, legacy=True, added_tokens={}
-    )
+    config = vocabulary.config(bos=1, eos=2, add_bos=True, add_prefix_space=add_prefix, legacy=True, added_tokens={})
     return SentencePieceTokenizer(model_proto(pieces, add_dummy_prefix=add_prefix), config)
 
 

@@ -56,9 +56,7 @@ class HFTokenizer(Tokenizer):
         try:
             ids = self._backend.encode(text, add_special_tokens=add_special_tokens and not wrap).ids
         except Exception as error:
-            raise RequestError(
-                f"the model's tokenizer cannot encode this text ({_first_line(error)})"
-            ) from None
+            raise RequestError(f"the model's tokenizer cannot encode this text ({_first_line(error)})") from None
         return [*self._prefix, *ids, *self._suffix] if wrap else ids
 
     def _write(self, token: str) -> bytes:
@@ -103,9 +101,7 @@ def _add_missing_tokens(path: Path, backend: tokenizers.Tokenizer, config: Token
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([tokenizers.AddedToken(**asdict(token))])
         if (found := backend.token_to_id(token.content)) != token_id:
-            raise ModelError(
-                f"{path}: {token.content!r:.60} has id {found} here, {token_id} in tokenizer_config.json"
-            )
+            raise ModelError(f"{path}: {token.content!r:.60} has id {found} here, {token_id} in tokenizer_config.json")
 
 
 def _mark_special(backend: tokenizers.Tokenizer, names: tuple[str | None, ...]) -> None:

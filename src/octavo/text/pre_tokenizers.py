@@ -60,7 +60,5 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     """
     if name not in _BY_NAME:
         known = ", ".join(sorted(_BY_NAME))
-        raise ModelError(
-            f"pre-tokenizer {name!r:.60} is not supported{nearest(name, _BY_NAME)}; accepted: {known}"
-        )
+        raise ModelError(f"pre-tokenizer {name!r:.60} is not supported{nearest(name, _BY_NAME)}; accepted: {known}")
     return _BY_NAME[name]

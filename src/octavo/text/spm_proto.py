@@ -39,9 +39,7 @@ def model_proto(pieces: Iterable[Piece], *, add_dummy_prefix: bool) -> bytes:
     byte_fallback = any(piece.kind == PieceKind.BYTE for piece in pieces)
     trainer = _number(_TRAINER_MODEL_TYPE, _TRAINER_BPE) + _number(_TRAINER_BYTE_FALLBACK, byte_fallback)
     trainer += _number(_TRAINER_FIRST_ID, _id_of_unknown(pieces))
-    normalizer = _number(_NORMALIZER_DUMMY_PREFIX, add_dummy_prefix) + _number(
-        _NORMALIZER_EXTRA_SPACES, False
-    )
+    normalizer = _number(_NORMALIZER_DUMMY_PREFIX, add_dummy_prefix) + _number(_NORMALIZER_EXTRA_SPACES, False)
     normalizer += _number(_NORMALIZER_ESCAPE, True)
     body = b"".join(_message(_PIECES, _piece(piece)) for piece in pieces)
     return body + _message(_TRAINER, trainer) + _message(_NORMALIZER, normalizer)

@@ -106,9 +106,7 @@ def load_spm_tokenizer(path: Path) -> SentencePieceTokenizer:
         config = _with_defaults(read_tokenizer_config(path.parent), names)
         return SentencePieceTokenizer(proto, config)
     except (ValueError, RuntimeError):
-        raise ModelError(
-            f"{path}: damaged, or no SentencePiece model; accepted: a SentencePiece ModelProto"
-        ) from None
+        raise ModelError(f"{path}: damaged, or no SentencePiece model; accepted: a SentencePiece ModelProto") from None
 
 
 def _with_defaults(config: TokenizerConfig, model: sentencepiece.SentencePieceProcessor) -> TokenizerConfig:

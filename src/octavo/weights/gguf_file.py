@@ -72,9 +72,7 @@ class GGUFFile:
         num_tensors, num_keys = _read_preamble(cursor)
         self.metadata: dict[str, Value] = _read_metadata(cursor, num_keys)
         _refuse_split(cursor, self.metadata)
-        self.tensors: dict[str, GGUFTensorInfo] = _read_tensors(
-            cursor, num_tensors, _alignment(cursor, self.metadata)
-        )
+        self.tensors: dict[str, GGUFTensorInfo] = _read_tensors(cursor, num_tensors, _alignment(cursor, self.metadata))
         _check_extents(cursor, self.tensors, len(self._bytes))
 
     def data(self, info: GGUFTensorInfo) -> NDArray[np.uint8]:
@@ -133,17 +131,13 @@ def _read_metadata(cursor: Cursor, count: int) -> dict[str, Value]:
 def _refuse_split(cursor: Cursor, metadata: dict[str, Value]) -> None:
     count = metadata.get("split.count", 1)
     if isinstance(count, int) and count > 1:
-        cursor.fail(
-            f"it is one of {count} parts of a model; accepted: one whole file (llama-gguf-split --merge)"
-        )
+        cursor.fail(f"it is one of {count} parts of a model; accepted: one whole file (llama-gguf-split --merge)")
 
 
 def _alignment(cursor: Cursor, metadata: dict[str, Value]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        cursor.fail(
-            f"general.alignment is {short(alignment)}; expected a power of two from 8 to {MAX_ALIGNMENT}"
-        )
+        cursor.fail(f"general.alignment is {short(alignment)}; expected a power of two from 8 to {MAX_ALIGNMENT}")
     return alignment
 
 
@@ -155,9 +149,7 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, GGUFT
         if info.name in relative:
             cursor.fail(f"the tensor {short(info.name)} is there twice")
         if info.offset % alignment:
-            cursor.fail(
-                f"the tensor {short(info.name)} lies at {info.offset}; expected a multiple of {alignment}"
-            )
+            cursor.fail(f"the tensor {short(info.name)} lies at {info.offset}; expected a multiple of {alignment}")
         relative[info.name] = info
     base = -(-cursor.position // alignment) * alignment
     return {
@@ -171,9 +163,7 @@ def _read_tensor(cursor: Cursor) -> GGUFTensorInfo:
     name = cursor.string()
     num_dimensions = cursor.u32()
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:
-        cursor.fail(
-            f"the tensor {short(name)} has {num_dimensions} dimensions; expected 1 to {MAX_DIMENSIONS}"
-        )
+        cursor.fail(f"the tensor {short(name)} has {num_dimensions} dimensions; expected 1 to {MAX_DIMENSIONS}")
     shape = tuple(cursor.u64() for _ in range(num_dimensions))[::-1]
     if 0 in shape:
         cursor.fail(f"the tensor {short(name)} has the shape {shape}; expected no zero")
@@ -200,11 +190,7 @@ def _check_extents(cursor: Cursor, tensors: dict[str, GGUFTensorInfo], file_size
     end = 0
     for info in sorted(tensors.values(), key=lambda info: info.offset):
         if info.offset < end:
-            cursor.fail(
-                f"the tensor {short(info.name)} at byte {info.offset} overlaps another, which ends at {end}"
-            )
+            cursor.fail(f"the tensor {short(info.name)} at byte {info.offset} overlaps another, which ends at {end}")
         end = info.offset + info.nbytes
         if end > file_size:
-            cursor.fail(
-                f"the tensor {short(info.name)} ends at byte {end}, the file at {file_size}: it is cut off"
-            )
+            cursor.fail(f"the tensor {short(info.name)} ends at byte {end}, the file at {file_size}: it is cut off")

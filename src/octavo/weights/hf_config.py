@@ -151,16 +151,12 @@ def model_config(
 def _architecture(path: Path, config: ArchitectureJson) -> str:
     if config.quantization_config is not None:
         method = config.quantization_config.get("quant_method", "an unnamed method")
-        raise ModelError(
-            f"{path}: weights quantized by {method!r:.40} are not supported yet; accepted: plain weights"
-        )
+        raise ModelError(f"{path}: weights quantized by {method!r:.40} are not supported yet; accepted: plain weights")
     by_type = {family.model_type: name for name, family in FAMILIES.items()}
     name = config.architectures[0] if config.architectures else by_type.get(config.model_type or "")
     if name not in FAMILIES:
         what = name or config.model_type or "(not named)"
-        raise ModelError(
-            f"{path}: architecture {what!r:.80} is not supported; accepted: {', '.join(FAMILIES)}"
-        )
+        raise ModelError(f"{path}: architecture {what!r:.80} is not supported; accepted: {', '.join(FAMILIES)}")
     return name
 
 

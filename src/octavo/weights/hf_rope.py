@@ -18,9 +18,7 @@ def rope(config: ConfigJson, max_position: int) -> tuple[float, RopeScaling | No
     """
     values = config.rope_scaling or config.rope_parameters or {}
     if any(isinstance(value, dict) for value in values.values()):
-        raise ModelError(
-            "rope_parameters that differ from layer to layer are not supported; accepted: one set for all"
-        )
+        raise ModelError("rope_parameters that differ from layer to layer are not supported; accepted: one set for all")
     raw = convert("rope_scaling", values, RopeJson)
     theta = raw.rope_theta or config.rope_theta or DEFAULT_THETA
     if (raw.partial_rotary_factor or config.partial_rotary_factor or 1) != 1:

@@ -59,9 +59,7 @@ def tokenizer_eos(folder: Path) -> int | None:
 def _added_tokens(folder: Path, config: TokenizerConfigJson) -> dict[str, int]:
     """Special token -> id, from whichever of the two files has them."""
     if config.added_tokens_decoder:
-        return {
-            t.content: int(i) for i, t in config.added_tokens_decoder.items() if i.isdecimal() and len(i) < 10
-        }
+        return {t.content: int(i) for i, t in config.added_tokens_decoder.items() if i.isdecimal() and len(i) < 10}
     path = folder / "tokenizer.json"
     if not path.exists():
         return {}

@@ -91,16 +91,12 @@ def _tensors(folder: Path) -> Iterator[SafetensorsTensor]:
     for file in shards.files:
         for tensor in SafetensorsFile(file).tensors():
             if tensor.name in seen:
-                raise ModelError(
-                    f"{folder}: {tensor.name!r:.200} is both in {seen[tensor.name]} and {file.name}"
-                )
+                raise ModelError(f"{folder}: {tensor.name!r:.200} is both in {seen[tensor.name]} and {file.name}")
             seen[tensor.name] = file.name
             yield tensor
     for name, expected in shards.index.items():
         if seen.get(name) != expected:
-            raise ModelError(
-                f"{folder}: the index says that {name!r:.200} is in {expected}, which does not have it"
-            )
+            raise ModelError(f"{folder}: the index says that {name!r:.200} is in {expected}, which does not have it")
 
 
 def _bits(kind: str) -> int:

@@ -37,9 +37,7 @@ def find_shards(folder: Path) -> Shards:
     if len(files) == 1:
         return Shards(files)
     if files:
-        raise ModelError(
-            f"{folder} has {len(files)} safetensors files and no {INDEX} to tell which belong together"
-        )
+        raise ModelError(f"{folder} has {len(files)} safetensors files and no {INDEX} to tell which belong together")
     raise ModelError(_no_weights(folder))
 
 
@@ -57,9 +55,7 @@ def _from_index(folder: Path) -> Shards:
         # A shard may be a link (the hub's cache is made of them), but the index itself may not lead
         # elsewhere.
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise ModelError(
-                f"{folder / INDEX} names the file {name!r:.200}; accepted: files of the same folder"
-            )
+            raise ModelError(f"{folder / INDEX} names the file {name!r:.200}; accepted: files of the same folder")
         if not (folder / name).is_file():
             raise ModelError(f"{folder} lacks {name}, which {INDEX} names")
     return Shards([folder / name for name in names], index)

@@ -255,10 +255,6 @@ def apply_penalties(logits: Tensor, rows: Tensor, ids: Tensor, counts: Tensor, s
     counts = torch.where(filler, counts[:, :1], counts)
     repetition, presence, frequency = (value[:, None] for value in strength)
     old = logits[rows[:, None], ids]
-    new = (
-        torch.where(old > 0, old / repetition, old * repetition)
-        - frequency * counts
-        - presence * (counts > 0)
-    )
+    new = torch.where(old > 0, old / repetition, old * repetition) - frequency * counts - presence * (counts > 0)
     logits[rows[:, None], ids] = torch.where(some, new, old)
     return logits
