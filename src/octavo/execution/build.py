@@ -16,7 +16,7 @@ from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
 from octavo.models.decoder import DecoderModel
-from octavo.models.loading import init_dummy, load_weights, param_bytes
+from octavo.models.loading import init_dummy, load_weights, pack_weights, param_bytes
 from octavo.models.registry import build_model
 from octavo.weights.checkpoint import Checkpoint
 
@@ -67,6 +67,7 @@ def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, pro
         init_dummy(model, config.seed)
     else:
         _load(model, checkpoint, progress)
+    pack_weights(model)
     return model.eval()
 
 

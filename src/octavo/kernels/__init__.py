@@ -9,7 +9,9 @@ from octavo.kernels.ops import Ops
 
 def for_device(device: torch.device | str) -> Ops:
     """The operations of ``device``: its own backend's, or the reference, which is correct on any device."""
+    from octavo.kernels.cpu import ops as cpu
     from octavo.kernels.reference.ops import ReferenceOps
 
-    del device  # the reference runs anywhere; a backend of a device's own is chosen here
+    if torch.device(device).type == "cpu" and cpu.is_supported():
+        return cpu.CpuOps()
     return ReferenceOps()

@@ -22,8 +22,12 @@ class Ops(ABC):
         """Rows of ``weight [V, H]`` for ``ids [T]`` int64: ``[T, H]``."""
 
     @abstractmethod
+    def pack_linear(self, weight: Tensor) -> Tensor:
+        """``weight [out, in]`` in the form that ``linear`` multiplies with fastest: maybe as it is, maybe opaque."""
+
+    @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``."""
+        """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``. ``weight`` may have been packed."""
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

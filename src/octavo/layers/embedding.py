@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.layers.build import Build
-from octavo.layers.weight import Place, Weight
+from octavo.layers.weight import Matrix, Place, Weight
 
 
-class _VocabularyMatrix(nn.Module):
+class _VocabularyMatrix(Matrix):
     """A ``[V, H]`` matrix of which each shard holds equally many rows; the last ones are padding if V is not
     a multiple.
     """
 
     def __init__(self, build: Build, vocab_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.ops, self.shard = build.ops, build.shard
+        super().__init__(build)
         self.vocab_size = vocab_size
         self.rows = -(-vocab_size // self.shard.size)
         self.first = self.shard.rank * self.rows
@@ -27,6 +26,9 @@ class _VocabularyMatrix(nn.Module):
 
 class Embedding(_VocabularyMatrix):
     """``ids [T] -> [T, H]``."""
+
+    def pack(self) -> None:
+        """Rows are looked up, not multiplied with: they stay as they are."""
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.shard.size == 1:
@@ -41,15 +43,15 @@ class LMHead(_VocabularyMatrix):
     """``hidden [S, H] -> logits [S, V]`` in float32."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.shard.all_gather(self.ops.linear(hidden, self.weight))
+        logits = self.shard.all_gather(self.multiply(hidden))
         return logits[:, : self.vocab_size].float()
 
     @classmethod
     def tied(cls, build: Build, embedding: Embedding) -> LMHead:
         """A head that shares the embedding's memory."""
         head = cls.__new__(cls)
-        nn.Module.__init__(head)
-        head.ops, head.shard = build.ops, build.shard
+        Matrix.__init__(head, build)
+        head.keep_plain = True
         head.vocab_size, head.rows, head.first = embedding.vocab_size, embedding.rows, embedding.first
         head.weight = embedding.weight
         return head

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.errors import ModelError
 from octavo.layers.build import Build
-from octavo.layers.weight import ALL, Place, Weight
+from octavo.layers.weight import ALL, Matrix, Place, Weight
 from octavo.parallel import Shard
 
 
@@ -28,20 +28,19 @@ class Output:
         return self.part.stop - self.part.start
 
 
-class ColumnLinear(nn.Module):
+class ColumnLinear(Matrix):
     """``x [T, in] -> [T, out]``: several linear layers of the same input as one, each split over shards by
     its outputs.
     """
 
     def __init__(self, build: Build, inputs: int, outputs: Sequence[Output], *, bias: bool = False) -> None:
-        super().__init__()
-        self.ops = build.ops
+        super().__init__(build)
         size = sum(output.size for output in outputs)
         self.weight = Weight(build, (size, inputs), _places(outputs, (inputs,)))
         self.bias = Weight(build, (size,), _places(outputs, ())) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.linear(x, self.weight, self.bias)
+        return self.multiply(x, self.bias)
 
 
 class QKVLinear(ColumnLinear):
@@ -68,12 +67,11 @@ class GateUpLinear(ColumnLinear):
         super().__init__(build, inputs, [Output(name, size, part) for name in ("gate_proj", "up_proj")], bias=bias)
 
 
-class RowLinear(nn.Module):
+class RowLinear(Matrix):
     """``x [T, in] -> [T, out]``, split over shards by its inputs; their results are summed."""
 
     def __init__(self, build: Build, inputs: int, outputs: int, *, bias: bool = False) -> None:
-        super().__init__()
-        self.ops, self.shard = build.ops, build.shard
+        super().__init__(build)
         part = build.shard.part(inputs, "features")
         place = Place(shape=(outputs, inputs), source=(ALL, part))
         self.weight = Weight(build, (outputs, part.stop - part.start), [place])
@@ -81,7 +79,7 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.shard.rank == 0 else None  # the sum over shards must hold it once
-        return self.shard.all_reduce(self.ops.linear(x, self.weight, bias))
+        return self.shard.all_reduce(self.multiply(x, bias))
 
 
 def kv_heads_of(shard: Shard, num_kv_heads: int) -> slice:

@@ -32,6 +32,31 @@ class Place:
     module: str | None = None
 
 
+class Matrix(nn.Module):
+    """A module that multiplies with a weight. Once loaded, the weight is packed into the form that the ops like best.
+
+    Attributes:
+        keep_plain: the weight is also used as plain rows (by a tied embedding), so packing makes a copy.
+    """
+
+    keep_plain = False
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.ops, self.shard = build.ops, build.shard
+        self.weight: Weight
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Pack the weight, and free the plain one unless it is needed elsewhere. Nothing can be loaded afterwards."""
+        self.packed = self.ops.pack_linear(self.weight)
+        if self.packed is not self.weight and not self.keep_plain:
+            self.weight.data = self.weight.new_empty(0)
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.ops.linear(x, self.weight if self.packed is None else self.packed, bias)
+
+
 class Weight(nn.Parameter):
     """A parameter without gradient that is filled from the checkpoint, place by place."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from octavo.config import ModelConfig
 from octavo.errors import ModelError, nearest
 from octavo.layers.norm import RMSNorm
-from octavo.layers.weight import Place, Weight
+from octavo.layers.weight import Matrix, Place, Weight
 from octavo.models.decoder import DecoderModel
 
 DUMMY_STD = 0.02
@@ -62,6 +62,13 @@ def model_places(model: nn.Module) -> Iterator[tuple[str, tuple[Weight, Place]]]
             yield f"{parent}.{place.module}.{leaf}" if place.module else path, (weight, place)
 
 
+def pack_weights(model: nn.Module) -> None:
+    """Bring every matrix into the form that the ops multiply with fastest. For when all weights are loaded."""
+    for module in model.modules():
+        if isinstance(module, Matrix):
+            module.pack()
+
+
 def init_dummy(model: nn.Module, seed: int) -> None:
     """Random weights, fast: norms are 1, others normal with standard deviation 0.02, in a long repeating
     pattern.
@@ -79,8 +86,9 @@ def init_dummy(model: nn.Module, seed: int) -> None:
 
 
 def param_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters on the device; tied ones count once."""
-    return sum(weight.nbytes for weight in model.parameters())
+    """Bytes of all weights on the device, packed ones and copies included; tied ones count once."""
+    packed = [module.packed for module in model.modules() if isinstance(module, Matrix) and module.packed is not None]
+    return sum(weight.nbytes for weight in {id(w): w for w in (*model.parameters(), *packed)}.values())
 
 
 def _tile(target: Tensor, pattern: Tensor) -> None:

@@ -33,12 +33,14 @@ def rotate_and_store(
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Turn each pair ``(x[i], x[i + D/2])`` of ``x [T, heads, D]`` by its angle in ``cos_sin [T, D]``;
-    computed in float32.
+    """Turn each pair ``(x[i], x[i + D/2])`` of ``x [T, heads, D]`` by its angle in ``cos_sin [T, D]``, in float32.
+
+    The other one of each pair is half a head away, so a roll brings it in place.
     """
     cos, sin = cos_sin[:, None].chunk(2, dim=-1)
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    wide = x.float()
+    other = wide.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(wide * torch.cat((cos, cos), -1), other, torch.cat((-sin, sin), -1)).to(x.dtype)
 
 
 def store(kv: KVLayer, slot_mapping: Tensor, keys: Tensor, values: Tensor) -> None:

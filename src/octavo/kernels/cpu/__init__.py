@@ -1,0 +1,1 @@
+"""The CPU backend: what it does better than the reference."""
