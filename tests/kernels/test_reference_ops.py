@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import for_device
-from octavo.kernels.forward_batch import KVLayer
+from octavo.kernels.forward_batch import ForwardBatch, KVLayer
 
 OPS = for_device("cpu")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -86,6 +86,23 @@ def turned(head: list[float], position: int, table: Tensor) -> list[float]:
     return [z.real for z in pairs] + [z.imag for z in pairs]
 
 
+def rotated(qkv, positions, table, slots, kv, norms=(None, None), eps=0.0) -> Tensor:
+    """``rotate_and_store`` of tokens at any positions, written to any slots."""
+    count = len(positions)
+    batch = ForwardBatch(
+        token_ids=torch.zeros(count, dtype=torch.int64),
+        positions=positions,
+        slot_mapping=slots,
+        query_lens=[1] * count,
+        context_lens=[1] * count,
+        block_tables=torch.zeros(count, 1, dtype=torch.int64),
+        logit_indices=torch.arange(0),
+        kv_cache=[kv],
+        block_size=kv.keys.shape[2],
+    )
+    return OPS.rotate_and_store(qkv, OPS.plan_attention(batch), table, *norms, eps, kv)
+
+
 @DTYPES
 @pytest.mark.parametrize("normed", [False, True])
 def test_rotate_and_store(dtype, normed):
@@ -95,7 +112,7 @@ def test_rotate_and_store(dtype, normed):
     q_norm, k_norm = (randn(d, seed=s, dtype=dtype) if normed else None for s in (1, 2))
     kv = KVLayer.zeros(6, block_size, hk, d, dtype)
     heads = qkv.clone().view(t, -1, d)
-    q = OPS.rotate_and_store(qkv, positions, table, q_norm, k_norm, 1e-6, slots, kv)
+    q = rotated(qkv, positions, table, slots, kv, (q_norm, k_norm), 1e-6)
     assert q.shape == (t, hq, d)
     for i in range(t):
         for h in range(hq + hk):
@@ -115,7 +132,7 @@ def test_rotate_and_store(dtype, normed):
 def test_cache_of_another_dtype_is_written_converted():
     kv = KVLayer.zeros(2, 4, 1, 2, torch.bfloat16)
     qkv = randn(1, 6)
-    OPS.rotate_and_store(qkv, torch.tensor([0]), angle_table(2, 2), None, None, 0.0, torch.tensor([5]), kv)
+    rotated(qkv, torch.tensor([0]), angle_table(2, 2), torch.tensor([5]), kv)
     assert torch.equal(kv.values[1, 0, 1], qkv[0, 4:].bfloat16())
 
 
@@ -123,7 +140,7 @@ def test_rotation_keeps_length_and_depends_on_distance_only():
     table, kv = angle_table(40, 8), KVLayer.zeros(40, 1, 1, 8, torch.float32)
     qkv = randn(1, 24).expand(40, 24).clone()
     everywhere = torch.arange(40)
-    q = OPS.rotate_and_store(qkv, everywhere, table, None, None, 0.0, everywhere, kv)[:, 0]
+    q = rotated(qkv, everywhere, table, everywhere, kv)[:, 0]
     close(q.norm(dim=-1), torch.full((40,), float(qkv[0, :8].norm())), 10)
     products = q @ kv.keys[:, 0, 0].T
     assert math.isclose(products[12, 5], products[37, 30], rel_tol=1e-4, abs_tol=1e-4)

@@ -47,12 +47,11 @@ class Ops(ABC):
     def rotate_and_store(
         self,
         qkv: Tensor,
-        positions: Tensor,
+        plan: AttentionPlan,
         cos_sin: Tensor,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        slot_mapping: Tensor,
         kv: KVLayer,
     ) -> Tensor:
         """Normalise and rotate queries and keys, write keys and values into the cache, return the queries.
@@ -61,23 +60,20 @@ class Ops(ABC):
 
         Args:
             qkv: ``[T, (Hq + 2 Hk) * D]``: queries, keys, values. May be overwritten.
-            positions: ``[T]`` int64.
+            plan: of this step, which knows the tokens' positions and where in the cache they belong.
             cos_sin: ``[max_positions, D]`` float32: D/2 cosines, then D/2 sines (RoPE, arXiv:2104.09864,
                 halves rotated).
             q_norm, k_norm: ``[D]`` RMSNorm weights applied to each head before rotation, or both None.
             eps: of these norms.
-            slot_mapping: ``[T]`` int64, as in ``ForwardBatch``.
             kv: the layer's cache; Hk and D are read from its shape.
 
         Returns:
-            Queries ``[T, Hq, D]``.
+            Queries ``[T, Hq, D]``; valid until the next call.
         """
 
     @abstractmethod
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
-        """Do the index arithmetic of ``attention`` for all layers of a step, from the batch's lengths and
-        block tables.
-        """
+        """Do the index arithmetic of a step once, for ``rotate_and_store`` and ``attention`` of all layers."""
 
     @abstractmethod
     def attention(

@@ -41,16 +41,15 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(build, d, self.eps) if qk_norm else None
 
     def forward(self, x: Tensor, batch: ForwardBatch, kv: KVLayer) -> Tensor:
+        if batch.attention is None:
+            raise TypeError("batch.attention is not set; plan_attention of the model's ops makes it")
         q = self.ops.rotate_and_store(
             self.qkv_proj(x),
-            batch.positions,
+            batch.attention,
             self.cos_sin,
             self.q_norm.weight if self.q_norm else None,
             self.k_norm.weight if self.k_norm else None,
             self.eps,
-            batch.slot_mapping,
             kv,
         )
-        if batch.attention is None:
-            raise TypeError("batch.attention is not set; plan_attention of the model's ops makes it")
         return self.o_proj(self.ops.attention(q, kv, batch.attention, scale=self.scale, window=self.window))

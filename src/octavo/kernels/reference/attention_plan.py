@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch
+from octavo.kernels.reference.rotary import TokenPlan
 from octavo.kernels.reference.workspace import Workspace
 
 PADDING_SHARE = 1.1
@@ -79,7 +80,11 @@ class Group:
 
 
 class GroupedPlan(AttentionPlan):
-    """A step's groups, made when a layer first asks for its window, then reused by the other layers."""
+    """A step's groups, made when a layer first asks for its window, then reused by the other layers.
+
+    Attributes:
+        tokens: where the step's tokens are written and how they are turned.
+    """
 
     def __init__(self, batch: ForwardBatch, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -90,6 +95,7 @@ class GroupedPlan(AttentionPlan):
         self._num_kv_heads = batch.kv_cache[0].keys.shape[1]
         self._device = batch.token_ids.device
         self._groups: dict[int | None, list[Group]] = {}
+        self.tokens = TokenPlan(batch, self._num_kv_heads)
 
     def groups(self, window: int | None) -> list[Group]:
         """The groups for layers whose queries see ``window`` positions (None: all)."""

@@ -41,15 +41,15 @@ class ReferenceOps(Ops):
     def rotate_and_store(
         self,
         qkv: Tensor,
-        positions: Tensor,
+        plan: AttentionPlan,
         cos_sin: Tensor,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        slot_mapping: Tensor,
         kv: KVLayer,
     ) -> Tensor:
-        return rotary.rotate_and_store(qkv, positions, cos_sin, q_norm, k_norm, eps, slot_mapping, kv)
+        tokens = _own(plan).tokens
+        return rotary.rotate_and_store(qkv, tokens, cos_sin, q_norm, k_norm, eps, kv, self._workspace)
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
         return GroupedPlan(batch, self._workspace)
@@ -64,6 +64,10 @@ class ReferenceOps(Ops):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        if not isinstance(plan, GroupedPlan):
-            raise TypeError("the plan is not from plan_attention of the same ops")
-        return attention.attention(q, kv, plan, scale, window, soft_cap)
+        return attention.attention(q, kv, _own(plan), scale, window, soft_cap)
+
+
+def _own(plan: AttentionPlan) -> GroupedPlan:
+    if not isinstance(plan, GroupedPlan):
+        raise TypeError("the plan is not from plan_attention of the same ops")
+    return plan
