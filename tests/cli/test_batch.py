@@ -365,7 +365,7 @@ def test_the_real_model_answers_a_chat(files: tuple[Path, Path]) -> None:
 def test_a_line_refused_at_its_second_prompt_leaves_nothing_in_the_engine(files: tuple[Path, Path], llm: LLM) -> None:
     line = json.dumps(batch_line("a", prompt=[[5], [5] * CONTEXT])).encode()
     steps: list[Any] = []
-    llm.engine.listeners.append(lambda plan, events: steps.append(plan))
+    llm.engine.listeners.append(lambda plan, events: steps.extend([plan] if plan else []))
     with OutputFile(files[1]) as out:
         BatchRunner(llm, out).run(iter([(1, line)]))
     llm.engine.listeners.clear()
