@@ -59,10 +59,13 @@ def test_add_rms_norm(dtype):
         randn(6, seed=2, dtype=dtype),
     )
     x, residual = x
-    total = (x.double() + residual.double()).to(dtype)
+    total = x.float() + residual.float()
     normed, stream = OPS.add_rms_norm(x.clone(), residual.clone(), weight, 1e-6)
     assert torch.equal(stream, total)
-    close(normed, norm(total, weight, 1e-6))
+    assert normed.dtype is dtype
+    close(normed, norm(total.double(), weight, 1e-6).to(dtype))
+    again, _ = OPS.add_rms_norm(x.clone(), total.clone(), weight, 1e-6)
+    close(again, norm((total + x.float()).double(), weight, 1e-6).to(dtype))
 
 
 @DTYPES

@@ -31,8 +31,8 @@ class ReferenceOps(Ops):
         return F.rms_norm(x, weight.shape, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        total = x + residual
-        return self.rms_norm(total, weight, eps), total
+        total = residual.float().add_(x)  # in place, but for the first layer of a model in 16 bits
+        return self.rms_norm(total, weight.float(), eps).to(x.dtype), total
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
