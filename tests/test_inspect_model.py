@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from helpers_hf import write_folder
-from octavo.config import ModelConfig
+from octavo.config import EngineConfig, ModelConfig
+from octavo.execution.memory import draw_up, workspace_bytes
 from octavo.inspect_model import fit, inspect_model, to_dict
 from octavo.weights import open_checkpoint
 
@@ -37,17 +38,24 @@ def test_counts_what_is_on_disk(tmp_path: Path) -> None:
     assert [fit.weights_bytes for fit in report.fits] == [64, 128]
 
 
-def test_memory_is_the_weights_then_nine_tenths_of_the_rest_in_whole_blocks() -> None:
-    exact = 1000 * 2 + 10 * 16 * PER_TOKEN * 10 // 9 + 1
+def available(num_blocks: int, weights: int) -> int:
+    """Memory of which the engine makes so many blocks: half of what is free, less the workspace, times 0.9."""
+    workspace = workspace_bytes(CONFIG, EngineConfig(model=""), "bfloat16")
+    return weights + 2 * (workspace + num_blocks * 16 * PER_TOKEN * 10 // 9 + 2)
+
+
+def test_memory_is_divided_as_the_engine_does() -> None:
+    exact = available(10, weights=1000 * 2)
     assert fit(CONFIG, "bfloat16", 1000, exact).kv_tokens == 160
     assert fit(CONFIG, "bfloat16", 1000, exact - 16).kv_tokens == 144
     assert fit(CONFIG, "bfloat16", 1000, exact).kv_bytes_per_token == PER_TOKEN
     assert fit(CONFIG, "float32", 1000, exact).kv_bytes_per_token == 2 * PER_TOKEN
+    options = {"dtype": "bfloat16", "kv_dtype": "bfloat16", "weights": 2000, "free": exact - 2000}
+    assert draw_up(CONFIG, EngineConfig(model=""), **options).num_blocks == 10
 
 
 def test_requests_take_whole_blocks() -> None:
-    memory = 129 * 16 * PER_TOKEN * 10 // 9 + 1  # 129 blocks: 2064 tokens
-    assert fit(CONFIG, "bfloat16", 0, memory).requests == {1024: 2, 2065: 0}
+    assert fit(CONFIG, "bfloat16", 0, available(129, weights=0)).requests == {1024: 2, 2065: 0}
 
 
 @pytest.mark.parametrize("memory", [0, 1999, 2000])

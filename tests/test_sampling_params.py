@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from octavo import RequestError, SamplingParams, UsageError
@@ -17,6 +18,7 @@ from octavo import RequestError, SamplingParams, UsageError
         ({"temperature": -0.1}, "from 0 to 100"),
         ({"temperature": "hot"}, "temperature='hot'"),
         ({"temperature": True}, "temperature=True"),
+        ({"temperature": 10**400}, "from 0 to 100"),
         ({"top_p": 0}, "above 0 to 1"),
         ({"top_p": 1.1}, "above 0 to 1"),
         ({"min_p": -1}, "from 0 to 1"),
@@ -40,6 +42,10 @@ from octavo import RequestError, SamplingParams, UsageError
         ({"logit_bias": {3: math.nan}}, r"logit_bias\[3\]"),
         ({"logit_bias": {"3": 1.0}}, "token id in logit_bias"),
         ({"stop_token_ids": [-1]}, "token id in stop_token_ids"),
+        ({"stop": 5}, "stop=5; accepted: a list"),
+        ({"bad_words": "abc"}, "bad_words='abc'; accepted: a list"),
+        ({"allowed_token_ids": 5}, "allowed_token_ids=5; accepted: a list"),
+        ({"logit_bias": [1]}, r"logit_bias=\[1\]; accepted: a dictionary"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_is_accepted(options, message):
@@ -56,3 +62,17 @@ def test_values_are_brought_to_one_form():
     params = SamplingParams(stop="x", top_k=-1, temperature=0)
     assert (params.stop, params.top_k, params.greedy) == (["x"], 0, True)
     assert SamplingParams(stop=None, bad_words=None, stop_token_ids=None).stop == []
+
+
+def test_numbers_and_arrays_of_numpy_are_as_good_as_pythons():
+    params = SamplingParams(
+        max_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.uint8(7), logit_bias={np.int32(4): np.float64(1)},
+        allowed_token_ids=np.array([3, 4]), stop_token_ids=(np.int64(5),),
+    )  # fmt: skip
+    expected = SamplingParams(
+        max_tokens=3, temperature=0.5, seed=7, logit_bias={4: 1.0}, allowed_token_ids=[3, 4], stop_token_ids=[5]
+    )
+    assert params == expected
+    assert [type(v) for v in (params.max_tokens, params.temperature, params.seed)] == [int, float, int]
+    with pytest.raises(RequestError, match=r"max_tokens=.*2\.5"):
+        SamplingParams(max_tokens=np.float64(2.5))

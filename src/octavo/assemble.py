@@ -94,6 +94,11 @@ class Assembler:
     def ids(self) -> list[str]:
         return list(self._groups)
 
+    def output(self, request_id: str) -> RequestOutput | None:
+        """The output, alive, of a request that is not finished; None for an unknown one."""
+        group = self._groups.get(request_id)
+        return group.output if group else None
+
     def member_ids(self, request_id: str) -> list[str]:
         """The core's ids of the request's completions that are not finished; none for an unknown request."""
         group = self._groups.get(request_id)
@@ -111,6 +116,12 @@ class Assembler:
         group = Group(output, completions)
         self._groups[request_id] = group
         self._members |= {c.request.id: (group, c) for c in completions}
+
+    def forget(self, request_id: str) -> None:
+        """Expect nothing more for a request; no output of it is finished."""
+        group = self._groups.pop(request_id, None)
+        for completion in group.completions if group else ():
+            self._members.pop(completion.request.id, None)
 
     def _completion(self, index: int, request: Request, prompt_ids: list[int]) -> Completion:
         params = request.params

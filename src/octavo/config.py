@@ -15,6 +15,10 @@ MAX_LAYERS = 4096
 """Far more than any model has: a file that claims more is damaged or means harm."""
 
 
+MAX_NUM_SEQS = 1 << 16
+"""Requests in one step: each has a row in several tables."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than the model was trained on.
@@ -119,7 +123,7 @@ class EngineConfig:
         max_num_batched_tokens: most tokens in one step (prefill chunks and decode together).
         block_size: tokens in a KV block.
         gpu_memory_utilization: share of the device's memory that may be used, weights included. On a CPU: share of
-            the memory that is free, after the weights.
+            half the memory that is free when the weights are loaded, less the workspace, that goes to the KV cache.
         kv_cache_memory: bytes for the KV cache; None: from the memory that is free.
         kv_cache_dtype: "auto" (the model's dtype) or a dtype's name.
         scheduling_policy: "fcfs" or "priority".
@@ -170,10 +174,18 @@ class EngineConfig:
         _one_of("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
         _one_of("load_format", self.load_format, ("auto", "dummy"))
         _whole("max_model_len", self.max_model_len, optional=True)
-        _whole("max_num_seqs", self.max_num_seqs)
+        _whole("max_num_seqs", self.max_num_seqs, most=MAX_NUM_SEQS)
         _whole("max_num_batched_tokens", self.max_num_batched_tokens)
         _whole("block_size", self.block_size)
         _whole("kv_cache_memory", self.kv_cache_memory, optional=True)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise UsageError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}: "
+                "each running request needs one token of a step"
+            )
+        for name in ("enable_prefix_caching", "enforce_eager", "debug"):
+            _one_of(name, getattr(self, name), (True, False))
+        _one_of("async_scheduling", self.async_scheduling, (None, True, False))
         if not isinstance(self.gpu_memory_utilization, int | float) or not 0 < self.gpu_memory_utilization <= 1:
             raise UsageError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1")
         if not isinstance(self.seed, int):
@@ -185,8 +197,9 @@ def _one_of(name: str, value: object, accepted: tuple[object, ...]) -> None:
         raise UsageError(f"{name}={value!r} is not supported; accepted: {', '.join(map(str, accepted))}")
 
 
-def _whole(name: str, value: object, *, optional: bool = False) -> None:
+def _whole(name: str, value: object, *, optional: bool = False, most: int = 2**53) -> None:
     if value is None and optional:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**53:
-        raise UsageError(f"{name}={value!r}; accepted: a positive whole number{' or None' if optional else ''}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        limit = f" up to {most}" if most < 2**53 else ""
+        raise UsageError(f"{name}={value!r}; accepted: a positive whole number{limit}{' or None' if optional else ''}")

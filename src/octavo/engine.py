@@ -7,7 +7,6 @@ the core's events into outputs. So while this thread applies, decodes text and p
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +23,10 @@ from octavo.errors import RequestError
 from octavo.execution.executor import Executor, InlineExecutor, ThreadExecutor
 from octavo.execution.memory import Ledger
 from octavo.execution.runner import Runner
-from octavo.outputs import RequestMetrics, RequestOutput
+from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id
+from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.text.bad_words import tokenize_bad_words
 from octavo.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
-_SEED_MASK = 2**63 - 1
 
 Listener = Callable[[StepPlan | None, Sequence[Event]], None]
 
@@ -69,7 +65,7 @@ class Engine:
         self._assembler = Assembler(tokenizer)
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._ids = itertools.count()
-        self._seeds = random.Random(config.seed)
+        self._intake = Intake(tokenizer, model_config, token_limit=self.scheduler.token_limit, seed=config.seed)
 
     # ---------------------------------------------------------------- requests
 
@@ -96,16 +92,31 @@ class Engine:
         Raises:
             RequestError: it can never be served, with what could be; nothing was queued.
         """
-        params = params or SamplingParams()
+        params = check_params(params)
         token_ids = self.encode(prompt, add_special_tokens)
-        self._check_token_ids(params, token_ids)
         request_id = self._new_id(request_id, params.n)
-        requests = self._make_requests(request_id, token_ids, params, priority, cache_salt)
-        now = time.monotonic()
-        for request in requests:  # all are alike: if one is refused, it is the first
-            self.scheduler.add(request, now)
-        self._assembler.add(request_id, prompt if isinstance(prompt, str) else None, requests)
+        requests = self._intake.make_requests(request_id, token_ids, params, priority=priority, salt=cache_salt)
+        try:
+            self._queue(request_id, prompt if isinstance(prompt, str) else None, requests)
+        except BaseException:  # refused, or interrupted half-way
+            self._forget(request_id, requests)
+            raise
         return request_id
+
+    def _queue(self, request_id: str, prompt: str | None, requests: Sequence[Request]) -> None:
+        now = time.monotonic()
+        for request in requests:
+            self.scheduler.add(request, now)
+        self._assembler.add(request_id, prompt, requests)
+
+    def _forget(self, request_id: str, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.scheduler.finish(request.id, "abort")
+        self._assembler.forget(request_id)
+
+    def output(self, request_id: str) -> RequestOutput | None:
+        """The output of an unfinished request, which grows as the engine steps; None if there is no such request."""
+        return self._assembler.output(request_id)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; its output so far, or None if there is no such unfinished request."""
@@ -122,8 +133,12 @@ class Engine:
         """Abort every request and wait for the steps in flight, so that nothing is left running."""
         for request_id in self._assembler.ids():
             self.abort(request_id)
-        while self._in_flight:
-            self._collect()
+        try:
+            while self._in_flight:
+                self._collect()
+        except BaseException:
+            self._give_up()
+            raise
 
     def has_unfinished_requests(self) -> bool:
         return len(self._assembler) > 0
@@ -135,68 +150,17 @@ class Engine:
     def _new_id(self, wanted: str | None, n: int) -> str:
         if wanted is None:
             return next(name for name in (f"request-{i}" for i in self._ids) if not self._is_taken(name, n))
-        if self._is_taken(wanted, n):
+        if self._is_taken(check_request_id(wanted), n):
             raise RequestError(f"there is an unfinished request {wanted!r} already; each needs an id of its own")
         return wanted
 
     def _is_taken(self, name: str, n: int) -> bool:
-        members = (_member_id(name, i, n) for i in range(n))
+        members = (member_id(name, i, n) for i in range(n))
         return name in self._assembler or any(member in self.scheduler.requests for member in members)
 
     def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, which may be token ids already; ``RequestError`` for text without a tokenizer."""
-        if not isinstance(prompt, str):
-            return _as_token_ids(prompt)
-        if self.tokenizer is None:
-            raise RequestError("the model came without a tokenizer; give the prompt as token ids, or LLM(tokenizer=…)")
-        token_ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        if not token_ids:
-            raise RequestError("the prompt is empty; at least one token is needed")
-        return token_ids
-
-    def _check_token_ids(self, params: SamplingParams, prompt: list[int]) -> None:
-        named = {
-            "the prompt": prompt,
-            "stop_token_ids": params.stop_token_ids,
-            "allowed_token_ids": params.allowed_token_ids or [],
-            "logit_bias": params.logit_bias or {},
-        }
-        size = self.model_config.vocab_size
-        for name, token_ids in named.items():
-            for token_id in token_ids:
-                if type(token_id) is not int or not 0 <= token_id < size:
-                    raise RequestError(
-                        f"{name} has the token id {token_id!r}; accepted: whole numbers from 0 to {size - 1}"
-                    )
-
-    def _make_requests(
-        self, request_id: str, token_ids: list[int], params: SamplingParams, priority: int, salt: str
-    ) -> list[Request]:
-        """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache."""
-        self._check_needs_text(params)
-        room = self.scheduler.token_limit - len(token_ids)
-        base = self._seeds.getrandbits(63) if params.seed is None else params.seed
-        eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        bad_words = tokenize_bad_words(self.tokenizer, params.bad_words) if self.tokenizer and params.bad_words else ()
-        return [
-            Request(
-                id=_member_id(request_id, i, params.n),
-                tokens=list(token_ids),
-                params=params,
-                max_tokens=max(room, 1) if params.max_tokens is None else params.max_tokens,
-                seed=(base + i) & _SEED_MASK,
-                eos_token_ids=eos,
-                bad_words=bad_words,
-                priority=priority,
-                salt=salt.encode(),
-                metrics=RequestMetrics(),
-            )
-            for i in range(params.n)
-        ]
-
-    def _check_needs_text(self, params: SamplingParams) -> None:
-        if self.tokenizer is None and (params.stop or params.bad_words):
-            raise RequestError("the model came without a tokenizer; use stop_token_ids in place of stop and bad_words")
+        return self._intake.encode(prompt, add_special_tokens)
 
     # ---------------------------------------------------------------- steps
 
@@ -250,13 +214,10 @@ class Engine:
 
     def shutdown(self) -> None:
         """Abort what runs and let go of the thread. Safe to call twice."""
-        self.abort_all()
-        self._executor.stop()
-
-
-def _member_id(request_id: str, index: int, n: int) -> str:
-    """The core's name for one of a request's ``n`` completions."""
-    return request_id if n == 1 else f"{request_id}/{index}"
+        try:
+            self.abort_all()
+        finally:
+            self._executor.stop()
 
 
 def plans_ahead(config: EngineConfig) -> bool:
@@ -266,12 +227,6 @@ def plans_ahead(config: EngineConfig) -> bool:
     both threads yield to each other, which costs more than the planning that it would hide.
     """
     return config.async_scheduling if config.async_scheduling is not None else config.device not in ("auto", "cpu")
-
-
-def _as_token_ids(prompt: object) -> list[int]:
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-        raise RequestError(f"a prompt of type {type(prompt).__name__}; accepted: text, or a list of token ids")
-    return list(prompt)
 
 
 def _make_scheduler(config: EngineConfig, ledger: Ledger) -> Scheduler:

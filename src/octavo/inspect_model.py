@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from octavo.config import DTYPES, EngineConfig, ModelConfig
+from octavo.execution.memory import kv_budget
 from octavo.text.tokenizer_config import read_tokenizer_config
 from octavo.weights.checkpoint import Checkpoint
 
@@ -77,13 +78,15 @@ def inspect_model(checkpoint: Checkpoint, memory_available: int) -> ModelReport:
 
 
 def fit(config: ModelConfig, dtype: str, num_parameters: int, memory_available: int) -> Fit:
-    """Divide memory as the engine does by default: the weights, then a share of what is left for the KV
-    cache."""
+    """Divide memory as the engine does by default: the weights, then a share of what is left for the KV cache.
+
+    The engine reserves no more than ``max_num_seqs`` sequences can use; here it is what memory could hold.
+    """
     weights = num_parameters * DTYPES[dtype]
-    share = EngineConfig.gpu_memory_utilization
-    block_size = EngineConfig.block_size
+    engine = EngineConfig(model="")
+    block_size = engine.block_size
     per_token = config.kv_bytes_per_token(dtype)
-    num_blocks = max(0, int((memory_available - weights) * share)) // (per_token * block_size)
+    num_blocks = max(0, kv_budget(config, engine, dtype, memory_available - weights)) // (per_token * block_size)
     lengths = sorted({*(n for n in CONTEXTS if n < config.max_position_embeddings), config.max_position_embeddings})
     return Fit(
         dtype=dtype,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
-from octavo.engine import Engine, Prompt, build_engine
+from octavo.engine import Engine, build_engine
 from octavo.errors import RequestError
+from octavo.intake import Prompt, check_params
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.chat import render_chat
@@ -62,9 +65,13 @@ class LLM:
 
         Raises:
             RequestError: a prompt can never be served. None of them has then been started.
+
+        Requests that the engine has already go on meanwhile; ``engine.output`` finds theirs.
         """
         many = _as_list(prompts)
         params = self._params_for(sampling_params, len(many))
+        if priority is not None and not isinstance(priority, list | tuple):
+            raise RequestError(f"priority={priority!r:.80}; accepted: a list with one whole number for each prompt")
         priorities = [0] * len(many) if priority is None else list(priority)
         if len(priorities) != len(many):
             raise RequestError(f"{len(priorities)} priorities for {len(many)} prompts; one for each is needed")
@@ -86,8 +93,7 @@ class LLM:
         Raises:
             RequestError: there is no chat template, it refuses the messages, or a prompt can never be served.
         """
-        first = messages[0] if messages else None
-        conversations = [messages] if first is None or isinstance(first, Mapping) else list(messages)
+        conversations = _as_conversations(messages)
         extra = dict(chat_template_kwargs or {})
         prompts = [
             self.render(
@@ -108,30 +114,41 @@ class LLM:
         """Complete one prompt (or conversation) and yield what is new, piece by piece.
 
         Each piece is a ``CompletionOutput`` with only the new ``text``, ``token_ids`` and ``logprobs``; the last one of
-        each completion has its ``finish_reason``. Closing the iterator aborts the request.
+        each completion has its ``finish_reason``. Closing the iterator, or dropping it, aborts the request. Several
+        streams may be read in turns.
         """
         params = sampling_params or self.get_default_sampling_params()
         request_id = self.engine.add_request(self.encode(prompt), params)
-        return (piece for _, piece in self.follow(request_id))
+        pieces = (piece for _, piece in self.follow(request_id))
+        # A generator that was never started does not run its ``finally`` when it is dropped.
+        weakref.finalize(pieces, self.engine.abort, request_id).atexit = False
+        return pieces
 
     def follow(self, request_id: str) -> Iterator[tuple[RequestOutput, CompletionOutput]]:
-        """Step until an added request is finished; yield its output so far and, beside it, what is new."""
+        """Step until an added request is finished; yield its output so far and, beside it, what is new.
+
+        Raises:
+            RequestError: there is no such unfinished request.
+        """
+        output = self.engine.output(request_id)
+        if output is None:
+            raise RequestError(f"there is no unfinished request {request_id!r}")
         cursors: dict[int, _Cursor] = {}
         finished = False
         try:
             while not finished:
-                for output in self.engine.step():
-                    if output.request_id == request_id:
-                        finished = output.finished
-                        for piece in _news(output, cursors):
-                            yield output, piece
+                finished = output.finished  # someone else's steps, while this one stood still, may have ended it
+                for piece in _news(output, cursors):
+                    yield output, piece
+                if not finished:
+                    self.engine.step()
         finally:
-            if not finished:
+            if not output.finished:
                 self.engine.abort(request_id)
 
     def encode(self, prompt: Prompt | Sequence[Message]) -> list[int]:
         """Token ids of a text (with BOS, if the model wants it), a conversation, or token ids as they are."""
-        if not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping):
+        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             return self.engine.encode(self.render(prompt), add_special_tokens=False)
         return self.engine.encode(prompt)  # type: ignore[arg-type]
 
@@ -157,8 +174,8 @@ class LLM:
     def _params_for(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None:
             params = self.get_default_sampling_params()
-        if isinstance(params, SamplingParams):
-            return [params] * count
+        if not isinstance(params, list | tuple):
+            return [check_params(params)] * count  # type: ignore[arg-type]
         if len(params) != count:
             raise RequestError(
                 f"{len(params)} sampling_params for {count} prompts; one for all, or one for each, is needed"
@@ -251,9 +268,17 @@ class _Rates:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt as a list of one. A list of integers is one prompt, as token ids."""
+    """One prompt as a list of one. A list of whole numbers is one prompt, as token ids."""
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and all(isinstance(p, int) for p in prompts):
-        return [list(prompts)]  # type: ignore[arg-type]
-    return list(prompts)  # type: ignore[arg-type]
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts of type {type(prompts).__name__}; accepted: text, token ids, or a list of these")
+    many: list[Any] = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
+    return [many] if many and all(isinstance(item, Integral) for item in many) else many
+
+
+def _as_conversations(messages: Any) -> list[Any]:
+    """One conversation as a list of one."""
+    if isinstance(messages, list | tuple) and messages and not isinstance(messages[0], Mapping):
+        return list(messages)
+    return [messages]

@@ -27,8 +27,8 @@ class CompletionOutput:
 
     Attributes:
         index: which of the request's ``n`` completions this is.
-        finish_reason: None while it grows; "stop" (EOS, stop token or stop string), "length", or "abort".
-        stop_reason: the stop string or stop token id that ended it; None for EOS and for other reasons.
+        finish_reason: None while it grows; "stop" (EOS, stop token or stop string), "length", "abort", or "error".
+        stop_reason: the stop string or stop token id that ended it, or what the error was; else None (EOS, too).
     """
 
     index: int
@@ -71,7 +71,7 @@ class RequestOutput:
     """The state of one request: its prompt and its completions so far.
 
     ``prompt`` is None when the prompt came as token ids. ``prompt_logprobs`` has one entry for each prompt token; the
-    first is None, as nothing predicts it.
+    first is None, as nothing predicts it. ``metrics`` are complete when it is finished.
     """
 
     request_id: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from octavo.errors import RequestError, reject_unknown
@@ -29,7 +30,8 @@ class SamplingParams:
         allowed_token_ids: only these may be sampled.
         bad_words: strings that may not be produced.
         seed: the same seed gives the same tokens whatever else is in the batch; None draws one from the engine's.
-        max_tokens: at most so many output tokens; None: as many as fit.
+        max_tokens: at most so many output tokens; None: as many as fit. A request is refused if its prompt and this
+            many tokens are longer than the engine allows (vLLM cuts it short).
         min_tokens: no stop of any kind before so many output tokens.
         stop: strings that end the completion; they are not part of the text unless ``include_stop_str_in_output``.
         stop_token_ids: token ids that end the completion, besides the model's own EOS ids.
@@ -78,10 +80,17 @@ class SamplingParams:
         return self.temperature == 0
 
     def _normalise(self) -> None:
+        """Bring what may be given in several forms into one: lists, and Python's own numbers for numpy's."""
         set_ = object.__setattr__
-        set_(self, "stop", [self.stop] if isinstance(self.stop, str) else list(self.stop or []))
-        set_(self, "stop_token_ids", list(self.stop_token_ids or []))
-        set_(self, "bad_words", list(self.bad_words or []))
+        set_(self, "stop", [self.stop] if isinstance(self.stop, str) else _list("stop", self.stop))
+        set_(self, "bad_words", _list("bad_words", self.bad_words))
+        set_(self, "stop_token_ids", _list("stop_token_ids", self.stop_token_ids))
+        if self.allowed_token_ids is not None:
+            set_(self, "allowed_token_ids", _list("allowed_token_ids", self.allowed_token_ids))
+        if self.logit_bias is not None:
+            set_(self, "logit_bias", _plain_dict("logit_bias", self.logit_bias))
+        for name in (*_INTEGERS, *_NUMBERS):
+            set_(self, name, _plain(getattr(self, name)))
         if self.top_k == -1:
             set_(self, "top_k", 0)
 
@@ -123,12 +132,39 @@ class SamplingParams:
             raise RequestError("stop strings need detokenize=True; use stop_token_ids instead")
 
 
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_INTEGERS = ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for a number of another type, such as numpy's; anything else as it is."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    """The list of what a list, tuple, set or array holds; empty for None. Raises ``RequestError`` for all else."""
+    if value is None:
+        return []
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise RequestError(f"{name}={value!r:.80}; accepted: a list")
+    return [_plain(item) for item in value]
+
+
+def _plain_dict(name: str, value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name}={value!r:.80}; accepted: a dictionary of token ids and numbers")
+    return {_plain(token): _plain(number) for token, number in value.items()}
+
+
 def _number(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
     """Raise ``RequestError`` unless ``value`` is a finite number in [low, high] (or (low, high])."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value > high or value < low or (low_open and value == low):
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false for a NaN
+    if not ok or (low_open and value == low):
         raise RequestError(
-            f"{name}={value!r} is out of range; accepted: {'above' if low_open else 'from'} {low} to {high}"
+            f"{name}={value!r:.80} is out of range; accepted: {'above' if low_open else 'from'} {low} to {high}"
         )
 
 

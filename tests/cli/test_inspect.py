@@ -13,7 +13,10 @@ from click.testing import CliRunner
 
 from helpers_hf import write_folder
 from octavo.cli.inspect import inspect
+from octavo.config import EngineConfig
 from octavo.errors import ModelError
+from octavo.execution.memory import workspace_bytes
+from octavo.weights import open_checkpoint
 
 
 @pytest.fixture
@@ -44,7 +47,10 @@ def test_prints_what_the_model_is(folder: Path) -> None:
 
 
 def test_says_when_a_model_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 200_000}))
+    config = open_checkpoint(folder).config
+    weights, workspace = 2 * 64_064, workspace_bytes(config, EngineConfig(model=""), "bfloat16")
+    room = 15 * 16 * 256 * 10 // 9 + 2
+    monkeypatch.setattr("octavo.execution.memory.free_memory", lambda: weights + 2 * (workspace + room))
     found = rows(CliRunner().invoke(inspect, [str(folder)]).stdout)
     fits = {label.strip(): text for label, text in found.items() if label.startswith("in ")}
     assert fits["in bfloat16"].endswith(": 240 tokens fit, so many requests at once: 0 of 256")

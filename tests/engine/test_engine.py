@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from helpers_engine import block_bytes, tiny_llm
 from helpers_models import VOCAB, make_tiny
 from octavo import LLM, OutOfMemoryError, RequestError, SamplingParams, UsageError
+from octavo.core.plan import PromptScored
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -77,6 +79,9 @@ def test_one_bad_prompt_among_many_starts_none_of_them(llm):
         ({"max_num_seqs": 100, "max_num_batched_tokens": 50}, "is less than max_num_seqs"),
         ({"device": "tpu"}, "accepted: auto, cpu"),
         ({"seed": "x"}, "whole number"),
+        ({"max_num_seqs": 10**9, "max_num_batched_tokens": 10**9}, "up to 65536"),
+        ({"enable_prefix_caching": "no"}, "accepted: True, False"),
+        ({"async_scheduling": "x"}, "accepted: None, True, False"),
     ],
 )
 def test_wrong_arguments_name_what_is_accepted(path, options, message):
@@ -128,6 +133,88 @@ def test_an_aborted_request_returns_what_it_has(llm):
     assert llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_blocks
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"params": {"n": 1}}, "sampling_params of type dict"),
+        ({"request_id": 5}, "request_id=5"),
+        ({"request_id": ""}, "not empty"),
+        ({"priority": None}, "priority=None"),
+        ({"priority": 0.5}, "priority=0.5"),
+        ({"cache_salt": 5}, "cache_salt=5"),
+    ],
+)
+def test_a_request_with_an_argument_of_another_kind_is_refused_and_leaves_nothing(llm, options, message):
+    with pytest.raises(RequestError, match=message):
+        llm.engine.add_request([3], **options)
+    assert not llm.engine.has_unfinished_requests()
+    assert not llm.engine.scheduler.requests
+
+
+def test_an_interrupt_while_a_request_is_queued_takes_it_back(llm, monkeypatch):
+    add, added = llm.engine.scheduler.add, []
+
+    def interrupted(request, now):
+        if len(added) == 2:
+            raise KeyboardInterrupt
+        added.append(request)
+        add(request, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.scheduler, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.engine.add_request([3], SamplingParams(n=4))
+    assert not llm.engine.scheduler.requests
+    llm.engine.scheduler.check()
+    assert len(llm.generate([[3]], SamplingParams(n=4), use_tqdm=False)[0].outputs) == 4
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(path, monkeypatch):
+    monkeypatch.setattr("octavo.execution.build.free_memory", lambda: 100_000)
+    monkeypatch.setattr("octavo.execution.build.load_weights", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(OutOfMemoryError, match=r"the weights need .* in float32.* are free"):
+        tiny_llm(path)
+
+
+def test_an_absurd_shape_is_refused_in_one_line(path, tmp_path):
+    config = json.loads((path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 2**30, "intermediate_size": 2**31 - 1}))
+    with pytest.raises(OutOfMemoryError, match="the weights"):
+        LLM(str(tmp_path), load_format="dummy")
+
+
+def test_a_batch_whose_state_does_not_fit_is_refused_in_one_line(path, monkeypatch):
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("octavo.execution.build.BatchState", too_large)
+    with pytest.raises(OutOfMemoryError, match="256 requests of up to 256 tokens does not fit"):
+        tiny_llm(path)
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False])
+def test_a_request_that_failed_leaves_no_nan_for_the_next_ones(path, async_scheduling):
+    with tiny_llm(path, block_size=4) as llm:
+        memory = 16 * block_bytes(llm)
+    with tiny_llm(path, block_size=4, kv_cache_memory=memory, async_scheduling=async_scheduling) as llm:
+        expected = llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+        embedding = llm.engine._executor._runner.model.model.embed_tokens.weight
+        embedding.data[77] = float("nan")
+        assert llm.generate([[3, 77, 5] * 12], GREEDY, use_tqdm=False)[0].outputs[0].finish_reason == "error"
+        outputs = llm.generate([[3, 4, 5], *([6 + i, 4, 5] for i in range(7))], GREEDY, use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length"] * 8
+    assert outputs[0].outputs[0].token_ids == expected
+
+
+def test_a_prompt_is_scored_once_for_all_of_its_completions(llm):
+    heard = []
+    llm.engine.listeners.append(lambda plan, events: heard.extend(e for e in events if isinstance(e, PromptScored)))
+    params = SamplingParams(n=3, max_tokens=2, prompt_logprobs=1, ignore_eos=True)
+    output = llm.generate([[3, 4, 5, 6, 7, 8]], params, use_tqdm=False)[0]
+    assert sum(len(event.logprobs) for event in heard) == 5
+    assert [entry is None for entry in output.prompt_logprobs] == [True] + [False] * 5
+
+
 def test_two_unfinished_requests_need_two_ids(llm):
     llm.engine.add_request([3], GREEDY, request_id="a")
     with pytest.raises(RequestError, match="id of its own"):
@@ -159,6 +246,22 @@ def test_a_failing_step_ends_all_requests_and_the_engine_goes_on(path, async_sch
         again = llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0]
         assert again.outputs[0].token_ids == good
         assert again.metrics.num_cached_tokens == 0
+
+
+def test_a_step_that_fails_while_all_is_aborted_leaves_a_working_engine(path, monkeypatch):
+    with tiny_llm(path, async_scheduling=True) as llm:
+        good = llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+        model = llm.engine._executor._runner.model
+        answers = iter([model.logits])
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "logits", lambda hidden: next(answers, lambda _: 1 / 0)(hidden))
+            llm.engine.add_request([3, 4, 5], GREEDY)
+            llm.engine.step()
+            with pytest.raises(ZeroDivisionError):
+                llm.engine.abort_all()
+        assert llm.engine.scheduler.num_in_flight == 0
+        llm.engine.scheduler.check()
+        assert llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids == good
 
 
 def test_logits_without_a_finite_maximum_fail_only_their_own_request(llm, monkeypatch):

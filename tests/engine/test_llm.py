@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -156,6 +158,95 @@ def test_closing_a_stream_aborts_its_request(llm):
     assert llm.engine.has_unfinished_requests()
     stream.close()
     assert not llm.engine.has_unfinished_requests()
+
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+
+def test_streams_may_be_read_in_turns_with_calls_in_between(llm):
+    expected = [one(llm, prompt, temperature=0.0, max_tokens=20).text for prompt in ("The quick", "print")]
+    texts, streams = ["", ""], [llm.stream(prompt, GREEDY) for prompt in ("The quick", "print")]
+    for i in (0, 1, 1, 0):
+        texts[i] += next(streams[i]).text
+    llm.generate("add", SamplingParams(max_tokens=60, ignore_eos=True), use_tqdm=False)  # it outlasts both
+    for i in (0, 1):
+        rest = list(streams[i])
+        texts[i] += "".join(piece.text for piece in rest)
+        assert rest[-1].finish_reason == "length"
+    assert texts == expected
+
+
+def test_dropping_a_stream_that_was_never_read_aborts_its_request(llm):
+    stream = llm.stream("The quick", GREEDY)
+    assert llm.engine.has_unfinished_requests()
+    del stream
+    gc.collect()
+    assert not llm.engine.has_unfinished_requests()
+
+
+def test_following_a_request_that_is_not_there_is_refused(llm):
+    with pytest.raises(RequestError, match="no unfinished request 'x'"):
+        next(llm.follow("x"))
+
+
+def test_a_prompt_far_too_long_is_refused_by_its_beginning(llm, monkeypatch):
+    encode, lengths = llm.tokenizer.encode, []
+
+    def counted(text, **options):
+        lengths.append(len(text))
+        return encode(text, **options)
+
+    monkeypatch.setattr(llm.tokenizer, "encode", counted)
+    with pytest.raises(RequestError, match=r"has 1000000 characters, far more than the \d+ tokens"):
+        llm.generate("The quick " * 100_000)
+    assert sum(lengths) < 20_000
+    monkeypatch.undo()
+    monkeypatch.setattr(llm.engine._intake, "_token_limit", 30)  # 480 characters are tried first
+    text = "<|im_start|>" * 50
+    assert llm.encode(text) == encode(text)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"abc", {"prompt": "a"}, [{"prompt": "a"}], [b"abc"]])
+def test_prompts_of_another_kind_are_refused(llm, prompt):
+    with pytest.raises(RequestError, match="accepted: text"):
+        llm.generate(prompt, GREEDY)
+
+
+def test_prompts_may_come_from_numpy_torch_or_a_generator(llm):
+    plain = llm.generate([[5, 6, 7]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    ids = np.array([5, 6, 7])
+    for prompt in (ids, [ids], list(ids), torch.tensor([5, 6, 7]), np.stack([ids]), range(5, 8)):
+        output = llm.generate(prompt, GREEDY, use_tqdm=False)[0]
+        assert output.outputs[0].token_ids == plain
+        assert {type(token) for token in output.prompt_token_ids} == {int}
+    texts = llm.generate((text for text in ("a", "b", "c")), GREEDY, use_tqdm=False)
+    assert [output.prompt for output in texts] == ["a", "b", "c"]
+
+
+def test_arguments_of_another_kind_are_refused(llm):
+    for call, message in (
+        (lambda: llm.generate("a", {"n": 1}), "sampling_params of type dict"),
+        (lambda: llm.generate(["a"], priority=3), "a list with one whole number"),
+        (lambda: llm.generate(["a"], priority=["x"]), "priority='x'"),
+        (lambda: llm.chat({"role": "user", "content": "Hi"}), "messages must be a non-empty list"),
+        (lambda: llm.stream(None), "accepted: text"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            call()
+        assert not llm.engine.has_unfinished_requests()
+
+
+def test_stop_strings_that_are_refused_leave_nothing_in_the_scheduler(llm):
+    with pytest.raises(RequestError, match="stop strings are too long"):
+        llm.engine.add_request("a", SamplingParams(stop=["x" * 9000]))
+    assert not llm.engine.scheduler.requests
+    assert not llm.engine.has_unfinished_requests()
+
+
+def test_bad_words_that_only_the_tokenizer_knows_are_passed_over(llm, monkeypatch):
+    whole = one(llm, seed=5)
+    monkeypatch.setattr("octavo.intake.tokenize_bad_words", lambda *_: ((40, 10_000), (10_000,)))
+    assert one(llm, seed=5, bad_words=["x"]).token_ids == whole.token_ids
 
 
 def test_ctrl_c_leaves_nothing_behind(llm, monkeypatch):

@@ -76,10 +76,11 @@ def test_the_description_names_all_parts():
         assert part in text
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("1000000", 600000), ("max", None), ("300000", 0)])
-def test_a_control_group_limits_free_memory(tmp_path, monkeypatch, limit, expected):
+@pytest.mark.parametrize(("limit", "expected"), [("1000000", 800000), ("max", None), ("150000", 0)])
+def test_a_control_group_limits_free_memory_but_files_in_its_cache_do_not_count(tmp_path, monkeypatch, limit, expected):
     (tmp_path / "max").write_text(limit + "\n")
     (tmp_path / "current").write_text("400000\n")
-    monkeypatch.setattr(memory, "_CGROUP_FILES", ((str(tmp_path / "max"), str(tmp_path / "current")),))
+    (tmp_path / "memory.stat").write_text("anon 200000\ninactive_file 150000\nactive_file 50000\nslab 7\n")
+    monkeypatch.setattr(memory, "_CGROUPS", ((str(tmp_path), "max", "current"),))
     found = free_memory()
     assert found > GIB // 4 if expected is None else found == expected

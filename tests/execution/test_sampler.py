@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers_sampling import choose, edited, survivors, walk
+from octavo.errors import ModelError
 from octavo.execution.logprobs import prompt_logprobs
 from octavo.execution.random_numbers import uniform
 from octavo.execution.sampler import Sampler
@@ -232,6 +233,18 @@ def test_tiny_temperatures_are_greedy_and_overflow_nothing(temperature, kind):
     assert not found.bad.any()
 
 
+def test_rows_that_are_sorted_a_few_at_a_time_draw_the_same(monkeypatch):
+    requests = [(SamplingParams(temperature=3.0, top_p=0.99), [1], [], []) for _ in range(11)]
+    logits = random_logits(8, 11, vocab=5000)
+    whole = filled(requests, vocab=5000).sample(logits.clone(), torch.arange(11)).token_ids.tolist()
+    widest = []
+    sort = torch.sort
+    monkeypatch.setattr("octavo.kernels.reference.sampling._MAX_CANDIDATES", 3 * 5000)
+    monkeypatch.setattr(torch, "sort", lambda x, **options: widest.append(x.numel()) or sort(x, **options))
+    assert filled(requests, vocab=5000).sample(logits.clone(), torch.arange(11)).token_ids.tolist() == whole
+    assert max(widest) == 3 * 5000
+
+
 def test_an_empty_step_is_no_trouble():
     found = Sampler(4, VOCAB).sample(torch.zeros(0, VOCAB), torch.zeros(0, dtype=torch.int64)).to_host()
     assert (len(found.token_ids), found.logprobs) == (0, [])
@@ -243,7 +256,7 @@ def test_a_new_sampler_holds_no_vocabulary_for_each_slot():
 
 
 def test_a_vocabulary_too_large_for_exact_sums_is_refused():
-    with pytest.raises(ValueError, match="at most"):
+    with pytest.raises(ModelError, match="at most"):
         Sampler(1, MAX_VOCAB_SIZE + 1)
 
 

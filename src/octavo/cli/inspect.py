@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 def inspect(model: str, revision: str | None, as_json: bool) -> None:
     """Print what MODEL is, without loading it: its shape, its size on disk, and what fits in this machine's
     memory."""
-    import psutil
-
+    from octavo.execution.memory import free_memory
     from octavo.inspect_model import inspect_model, to_dict
     from octavo.weights.open import open_checkpoint
     from octavo.weights.source import resolve
 
     checkpoint = open_checkpoint(resolve(model, revision=revision))
-    report = inspect_model(checkpoint, psutil.virtual_memory().available)
+    report = inspect_model(checkpoint, free_memory())
     click.echo(json.dumps(to_dict(report), indent=2) if as_json else "\n".join(lines(report)))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from tqdm import tqdm
 
 from octavo.config import EngineConfig, ModelConfig
 from octavo.errors import OutOfMemoryError
 from octavo.execution.batch import BatchState
-from octavo.execution.memory import Ledger, draw_up, free_memory
+from octavo.execution.memory import Ledger, draw_up, free_memory, size_text
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
@@ -57,18 +59,31 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> str:
 def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, progress: bool) -> DecoderModel:
     limit = checkpoint.config.max_position_embeddings
     length = min(config.max_model_len, limit) if config.max_model_len else limit
-    try:
-        model = build_model(checkpoint.config, build, length)
-    except RuntimeError as error:  # torch's allocator has no error class of its own on a CPU
-        if "allocate" not in str(error):
-            raise
-        raise OutOfMemoryError(f"the weights do not fit in memory: {str(error).splitlines()[0]}") from None
+    _check_room(checkpoint.config, build, length)
+    model = build_model(checkpoint.config, build, length)
     if config.load_format == "dummy":
         init_dummy(model, config.seed)
     else:
         _load(model, checkpoint, progress)
     pack_weights(model)
     return model.eval()
+
+
+def _check_room(config: ModelConfig, build: Build, length: int) -> None:
+    """Raise ``OutOfMemoryError`` before anything is allocated that does not fit: systems lend memory that they do not
+    have, and kill whoever uses it.
+    """
+    try:
+        weights = param_bytes(build_model(config, replace(build, device=torch.device("meta")), 1))
+    except RuntimeError as error:  # a tensor with more bytes than an integer can count
+        raise OutOfMemoryError(f"the weights do not fit in memory: {str(error).splitlines()[0]}") from None
+    table = 4 * length * config.head_dim * 4  # of cosines and sines in float32, while it is made
+    free = free_memory()
+    if weights + table > free:
+        raise OutOfMemoryError(
+            f"the weights need {size_text(weights)} in {str(build.dtype).removeprefix('torch.')}, and rotary tables of "
+            f"{length} positions {size_text(table)}; {size_text(free)} are free"
+        )
 
 
 def _load(model: DecoderModel, checkpoint: Checkpoint, progress: bool) -> None:
@@ -95,8 +110,14 @@ def _assemble(
     kv_dtype: torch.dtype,
     device: torch.device,
 ) -> Runner:
-    kv_cache = allocate_kv_cache(model.config, ledger, kv_dtype, device)
-    state = BatchState(config.max_num_seqs, ledger.max_model_len, ledger.block_size, device)
+    try:
+        kv_cache = allocate_kv_cache(model.config, ledger, kv_dtype, device)
+        state = BatchState(config.max_num_seqs, ledger.max_model_len, ledger.block_size, device)
+    except MemoryError:
+        raise OutOfMemoryError(
+            f"the state of {config.max_num_seqs} requests of up to {ledger.max_model_len} tokens does not fit; "
+            f"lower max_model_len or max_num_seqs"
+        ) from None
     return Runner(model, ops, kv_cache, state, Sampler(config.max_num_seqs, model.config.vocab_size, device))
 
 

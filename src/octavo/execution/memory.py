@@ -14,10 +14,11 @@ GIB = 1 << 30
 CPU_SHARE = 0.5
 """Of a computer's free memory, this much is the engine's to plan with: it is not the only program there."""
 
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+"""Where control groups (version 2, version 1) are, and their files of the limit and of what is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +49,34 @@ class Ledger:
     def describe(self) -> str:
         """One line for people."""
         return (
-            f"weights {_size(self.weights)}, KV cache {_size(self.kv_cache)} ({self.num_blocks} blocks of "
-            f"{self.block_size}, {self.kv_tokens} tokens), workspace up to {_size(self.workspace)}; "
+            f"weights {size_text(self.weights)}, KV cache {size_text(self.kv_cache)} ({self.num_blocks} blocks of "
+            f"{self.block_size}, {self.kv_tokens} tokens), workspace up to {size_text(self.workspace)}; "
             f"longest sequence {self.max_model_len} tokens"
         )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A number of bytes for people."""
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
 def free_memory() -> int:
     """Bytes that this process may still take: the machine's available memory, or what its control group leaves."""
     free = psutil.virtual_memory().available
-    for limit_file, used_file in _CGROUP_FILES:
+    for folder, limit_file, used_file in _CGROUPS:
         try:
-            limit = int(Path(limit_file).read_text())
-            used = int(Path(used_file).read_text())
+            limit = int(Path(folder, limit_file).read_text())
+            used = int(Path(folder, used_file).read_text()) - _cached_files(Path(folder, "memory.stat"))
         except (OSError, ValueError):  # no such control group, or its limit is "max"
             continue
         free = min(free, max(limit - used, 0))
     return free
+
+
+def _cached_files(stat: Path) -> int:
+    """Bytes of files that a control group keeps in memory until it is needed: a model read from disk is among them."""
+    lines = (line.split() for line in stat.read_text().splitlines())
+    return sum(int(value) for name, value in lines if name in ("inactive_file", "active_file"))
 
 
 def workspace_bytes(model: ModelConfig, engine: EngineConfig, dtype: str) -> int:
@@ -82,11 +90,18 @@ def workspace_bytes(model: ModelConfig, engine: EngineConfig, dtype: str) -> int
     return activations + 3 * 4 * engine.max_num_seqs * model.vocab_size
 
 
+def kv_budget(model: ModelConfig, engine: EngineConfig, dtype: str, free: int) -> int:
+    """Bytes for the KV cache of the ``free`` ones: ``gpu_memory_utilization`` of the engine's share of these, less the
+    workspace. Negative if there is no room.
+    """
+    return int((free * CPU_SHARE - workspace_bytes(model, engine, dtype)) * engine.gpu_memory_utilization)
+
+
 def draw_up(model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: str, weights: int, free: int) -> Ledger:
     """Decide the size of the KV cache and the longest sequence.
 
-    The cache gets the memory that is free after the workspace, times ``gpu_memory_utilization``, but no more than
-    ``max_num_seqs`` sequences of full length can use; or exactly ``kv_cache_memory``.
+    The cache gets what `kv_budget` says, but no more than ``max_num_seqs`` sequences of full length can use; or exactly
+    ``kv_cache_memory``.
 
     Raises:
         UsageError: ``max_model_len`` is beyond the model's own.
@@ -97,16 +112,16 @@ def draw_up(model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: s
     block_bytes = engine.block_size * model.kv_bytes_per_token(kv_dtype)
     length = engine.max_model_len or model.max_position_embeddings
     blocks_per_sequence = -(-length // engine.block_size)
-    budget = engine.kv_cache_memory or int((free * CPU_SHARE - workspace) * engine.gpu_memory_utilization)
+    budget = engine.kv_cache_memory or kv_budget(model, engine, dtype, free)
     if engine.kv_cache_memory and engine.kv_cache_memory > free:
-        raise OutOfMemoryError(f"kv_cache_memory is {_size(engine.kv_cache_memory)}; {_size(free)} are free")
+        raise OutOfMemoryError(f"kv_cache_memory is {size_text(engine.kv_cache_memory)}; {size_text(free)} are free")
     num_blocks = min(budget // block_bytes, blocks_per_sequence * engine.max_num_seqs)
     fitting = max(num_blocks, 0) * engine.block_size
     if num_blocks < 1 or (engine.max_model_len and fitting < length):
         raise OutOfMemoryError(
-            f"max_model_len={length} needs {_size(blocks_per_sequence * block_bytes)} of KV cache; there is room for "
-            f"{fitting} tokens ({_size(max(budget, 0))}). Lower max_model_len, max_num_seqs or max_num_batched_tokens, "
-            f"or set kv_cache_memory"
+            f"max_model_len={length} needs {size_text(blocks_per_sequence * block_bytes)} of KV cache; there is room "
+            f"for {fitting} tokens ({size_text(max(budget, 0))}). Lower max_model_len, max_num_seqs or "
+            f"max_num_batched_tokens, or set kv_cache_memory"
         )
     return Ledger(
         free,

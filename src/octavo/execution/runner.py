@@ -16,6 +16,8 @@ from octavo.kernels.ops import Ops
 from octavo.models.decoder import DecoderModel
 from octavo.outputs import Logprob, Logprobs
 
+NO_TOKEN = "the logits have no finite maximum: the model overflowed, or the request's options ban every token"
+
 PROMPT_LOGITS_ROWS = 128
 """Prompt tokens that are scored at a time: each takes a row of logits as wide as the vocabulary."""
 
@@ -39,6 +41,7 @@ class Runner:
         self.state.update(plan)
         for row in plan.entering:
             self._enter(row)
+        self._clear_unfilled(plan.rows)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
         hidden = self.model(batch)
@@ -61,6 +64,18 @@ class Runner:
             eos_token_ids=row.eos_token_ids,
             bad_words_token_ids=row.bad_words,
         )
+
+    def _clear_unfilled(self, rows: Sequence[RowStep]) -> None:
+        """Zero the new blocks that this step does not fill.
+
+        Attention reads whole blocks, and its mask cannot hide a NaN that a request left there which had failed.
+        """
+        unfilled = [r.new_blocks[-1] for r in rows if r.new_blocks and (r.start + r.num_tokens) % self.state.block_size]
+        if unfilled:
+            blocks = torch.tensor(unfilled, device=self.state.device)
+            for layer in self.kv_cache:
+                layer.keys.index_fill_(0, blocks, 0)
+                layer.values.index_fill_(0, blocks, 0)
 
     def _sample(self, rows: Sequence[RowStep], hidden: Tensor) -> HostSample:
         """Choose the next token of each of ``rows``, whose last hidden states are ``hidden [S, H]``."""
@@ -103,7 +118,7 @@ def _result(
         tuple(sampled.token_ids.tolist()),
         tuple(entry and _as_output(entry) for entry in sampled.logprobs) if asked else (),
         scores,
-        {row.slot: "the logits have no finite maximum" for row, bad in zip(rows, sampled.bad, strict=True) if bad},
+        {row.slot: NO_TOKEN for row, bad in zip(rows, sampled.bad, strict=True) if bad},
     )
 
 

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.errors import ModelError
 from octavo.execution.logit_edits import LogitEdits
 from octavo.execution.logprobs import TokenLogprobs, raw_rows, to_host
 from octavo.execution.random_numbers import uniform
@@ -70,8 +71,8 @@ class SampledTokens(NamedTuple):
     """The outcome of a step on the device.
 
     Attributes:
-        token_ids: int64 [S]. bad: bool [S]: no token could be chosen, as a logit was NaN or +inf or all
-        tokens were banned. The row's token
+        token_ids: int64 [S].
+        bad: bool [S]: no token could be chosen, as a logit was NaN or +inf or all tokens were banned. The row's token
             is 0 and means nothing; its request has to fail. Other rows are unharmed.
         logprobs: of the rows that asked for them.
         logprob_rows: which rows these are, int64 [N], ascending.
@@ -101,7 +102,7 @@ class Sampler:
 
     def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
         if vocab_size > ops.MAX_VOCAB_SIZE:
-            raise ValueError(f"vocab_size={vocab_size}; the sampler takes at most {ops.MAX_VOCAB_SIZE}")
+            raise ModelError(f"the model has {vocab_size} tokens; at most {ops.MAX_VOCAB_SIZE} are accepted")
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._table = np.zeros(max_num_seqs, _SLOT)

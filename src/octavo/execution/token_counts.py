@@ -89,10 +89,10 @@ class TokenCounts:
 
     def _reserve(self, width: int) -> None:
         if not self._free:
-            rows = len(self._ids)
-            self._free = list(range(rows, 2 * rows))
-            self._bounds = np.concatenate([self._bounds, np.zeros(rows, np.int64)])
+            rows = len(self._bounds)
             self._resize(2 * rows, self._ids.shape[1])
+            self._bounds = np.concatenate([self._bounds, np.zeros(rows, np.int64)])
+            self._free = list(range(rows, 2 * rows))  # last: an interrupt before this leaves nothing without its memory
         self._reserve_width(width)
 
     def _reserve_width(self, width: int) -> None:

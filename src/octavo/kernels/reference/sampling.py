@@ -25,6 +25,7 @@ MAX_VOCAB_SIZE = 2**20
 _ROUNDER = 2.0**19  # float64 numbers in [2**19, 2**20) are 2**-33 apart
 _CANDIDATES = (256, 4096)  # how many of the likeliest tokens to look at before sorting the whole row
 _CHUNK_WEIGHTS = 2**19  # 4 MiB
+_MAX_CANDIDATES = 2**22  # of all rows together; each takes some 40 bytes while it is sorted and drawn from
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -95,10 +96,13 @@ def sample_filtered(logits: Tensor, filters: Filters) -> Tensor:
     tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     pending = torch.arange(len(logits), device=logits.device)
     for count in _candidate_counts(filters.top_k, logits.shape[1]):
-        rows = logits if len(pending) == len(logits) else logits[pending]
-        chosen, decided = _choose_from_head(rows, count, filters.select(pending), mass[pending])
-        tokens[pending[decided]] = chosen[decided]
-        pending = pending[~decided]
+        undecided = []
+        for some in pending.split(max(1, _MAX_CANDIDATES // count)):
+            rows = logits if len(some) == len(logits) else logits[some]
+            chosen, decided = _choose_from_head(rows, count, filters.select(some), mass[some])
+            tokens[some[decided]] = chosen[decided]
+            undecided.append(some[~decided])
+        pending = torch.cat(undecided)
         if len(pending) == 0:
             break
     return tokens
