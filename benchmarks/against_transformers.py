@@ -138,9 +138,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3, help="of the one-stream comparison")
     parser.add_argument("--stream-tokens", type=int, default=128)
-    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--alone", type=int, default=6)
+    parser.add_argument("--alone", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -164,7 +164,7 @@ def main() -> None:
     print(f"batch: {len(work)} requests, {sum(len(p) for p, _ in work)} prompt and {tokens} output tokens")
     first = work[: options.alone]
     batch = {
-        "octavo, continuous": [tokens / own.continuous(work) for _ in range(2)],
+        "octavo, continuous": [tokens / own.continuous(work)],
         "octavo, static": [tokens / in_groups(work, options.batch, lambda group: own.continuous(padded(group)))],
         "octavo, one at a time": [sum(n for _, n in first) / in_groups(first, 1, own.continuous)],
         "transformers, static": [tokens / in_groups(work, options.batch, peer.static)],

@@ -7,10 +7,12 @@ the core's events into outputs. So while this thread applies, decodes text and p
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.assemble import Assembler
@@ -19,11 +21,11 @@ from octavo.core.blocks import BlockPool
 from octavo.core.plan import Event, StepPlan, StepResult
 from octavo.core.request import Request
 from octavo.core.scheduler import Scheduler
-from octavo.errors import RequestError
+from octavo.errors import RequestError, UsageError
 from octavo.execution.executor import Executor, InlineExecutor, ThreadExecutor
 from octavo.execution.memory import Ledger
 from octavo.execution.runner import Runner
-from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id
+from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id, unwrap
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
@@ -32,7 +34,7 @@ Listener = Callable[[StepPlan | None, Sequence[Event]], None]
 
 
 class Engine:
-    """Requests in, outputs out, one step at a time. Not thread-safe: one thread calls it.
+    """Requests in, outputs out, one step at a time. One thread calls it; a second one at the same time is refused.
 
     Attributes:
         config: how it was asked to run.
@@ -65,6 +67,7 @@ class Engine:
         self._assembler = Assembler(tokenizer)
         self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self._ids = itertools.count()
+        self._lock = threading.RLock()
         self._intake = Intake(tokenizer, model_config, token_limit=self.scheduler.token_limit, seed=config.seed)
 
     # ---------------------------------------------------------------- requests
@@ -92,16 +95,27 @@ class Engine:
         Raises:
             RequestError: it can never be served, with what could be; nothing was queued.
         """
-        params = check_params(params)
+        params, prompt = check_params(params), unwrap(prompt)
         token_ids = self.encode(prompt, add_special_tokens)
-        request_id = self._new_id(request_id, params.n)
-        requests = self._intake.make_requests(request_id, token_ids, params, priority=priority, salt=cache_salt)
-        try:
-            self._queue(request_id, prompt if isinstance(prompt, str) else None, requests)
-        except BaseException:  # refused, or interrupted half-way
-            self._forget(request_id, requests)
-            raise
+        with self._alone():
+            request_id = self._new_id(request_id, params.n)
+            requests = self._intake.make_requests(request_id, token_ids, params, priority=priority, salt=cache_salt)
+            try:
+                self._queue(request_id, prompt if isinstance(prompt, str) else None, requests)
+            except BaseException:  # refused, or interrupted half-way
+                self._forget(request_id, requests)
+                raise
         return request_id
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second thread while one is at work: waiting for it would hide that the two take turns."""
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("another thread is using this engine; accepted: calls of one thread at a time")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _queue(self, request_id: str, prompt: str | None, requests: Sequence[Request]) -> None:
         now = time.monotonic()
@@ -120,13 +134,12 @@ class Engine:
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; its output so far, or None if there is no such unfinished request."""
-        now = time.monotonic()
-        events: list[Event] = []
-        for member in self._assembler.member_ids(request_id):
-            finished = self.scheduler.finish(member, "abort", now)
-            events += [finished] if finished else []
-        outputs, _ = self._assembler.apply(events)
-        self._tell(None, events)
+        with self._alone():
+            now = time.monotonic()
+            ends = [self.scheduler.finish(member, "abort", now) for member in self._assembler.member_ids(request_id)]
+            events: list[Event] = [event for event in ends if event is not None]
+            outputs, _ = self._assembler.apply(events)
+            self._tell(None, events)
         return outputs[0] if outputs else None
 
     def abort_all(self) -> None:
@@ -172,12 +185,13 @@ class Engine:
         Raises:
             Exception: the model failed. All requests are then finished with reason "error"; the engine can go on.
         """
-        try:
-            self._launch()
-            return self._collect() if self._in_flight else []
-        except BaseException:  # an interrupt in the middle of a step leaves it half done, like an error
-            self._give_up()
-            raise
+        with self._alone():
+            try:
+                self._launch()
+                return self._collect() if self._in_flight else []
+            except BaseException:  # an interrupt in the middle of a step leaves it half done, like an error
+                self._give_up()
+                raise
 
     def _launch(self) -> None:
         """Plan and start steps until as many are in flight as may be."""

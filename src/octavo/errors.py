@@ -36,10 +36,6 @@ class OutOfMemoryError(OctavoError):
     """The model or the KV cache that was asked for does not fit in memory."""
 
 
-class OctavoWarning(UserWarning):
-    """Something works, but not as well as it could."""
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

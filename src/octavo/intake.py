@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from octavo.sampling_params import SamplingParams
 from octavo.text.bad_words import tokenize_bad_words
 from octavo.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or one of these in vLLM's form: ``{"prompt": …}``, ``{"prompt_token_ids": …}``."""
 
 _SEED_MASK = 2**63 - 1
 _USUAL_CHARACTERS = 16
@@ -42,6 +43,7 @@ class Intake:
 
     def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, which may be token ids already; ``RequestError`` for text without a tokenizer."""
+        prompt = unwrap(prompt)
         if not isinstance(prompt, str):
             return as_token_ids(prompt)
         if self._tokenizer is None:
@@ -144,6 +146,16 @@ def check_request_id(request_id: object) -> str:
     if not isinstance(request_id, str) or not request_id:
         raise RequestError(f"request_id={request_id!r:.80}; accepted: a text that is not empty")
     return request_id
+
+
+def unwrap(prompt: Any) -> Any:
+    """The text or the token ids of a prompt in the form of a dictionary; other prompts as they are."""
+    if not isinstance(prompt, Mapping):
+        return prompt
+    if len(prompt) == 1 and (name := next(iter(prompt))) in ("prompt", "prompt_token_ids"):
+        return prompt[name]
+    names = ", ".join(map(str, prompt))
+    raise RequestError(f"a prompt with the keys {names[:80]}; accepted: either prompt or prompt_token_ids")
 
 
 def as_token_ids(prompt: Any) -> list[int]:

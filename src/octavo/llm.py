@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from numbers import Integral
 from typing import Any
 
@@ -119,12 +120,17 @@ class LLM:
         """
         params = sampling_params or self.get_default_sampling_params()
         request_id = self.engine.add_request(self.encode(prompt), params)
-        pieces = (piece for _, piece in self.follow(request_id))
+        pieces = self._pieces(request_id)
         # A generator that was never started does not run its ``finally`` when it is dropped.
         weakref.finalize(pieces, self.engine.abort, request_id).atexit = False
         return pieces
 
-    def follow(self, request_id: str) -> Iterator[tuple[RequestOutput, CompletionOutput]]:
+    def _pieces(self, request_id: str) -> Iterator[CompletionOutput]:
+        with closing(self.follow(request_id)) as updates:  # when this is closed, that is, too: not some time later
+            for _, piece in updates:
+                yield piece
+
+    def follow(self, request_id: str) -> Generator[tuple[RequestOutput, CompletionOutput], None, None]:
         """Step until an added request is finished; yield its output so far and, beside it, what is new.
 
         Raises:
@@ -269,9 +275,9 @@ class _Rates:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt as a list of one. A list of whole numbers is one prompt, as token ids."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | Mapping):
         return [prompts]
-    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
         raise RequestError(f"prompts of type {type(prompts).__name__}; accepted: text, token ids, or a list of these")
     many: list[Any] = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
     return [many] if many and all(isinstance(item, Integral) for item in many) else many

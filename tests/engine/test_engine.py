@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -428,3 +429,42 @@ def test_listeners_hear_every_event_in_order(path):
         own = [type(event).__name__ for event in heard if event.request_id == request_id]
         assert own[-1] == "Finished"
         assert own.count("Finished") == own.count("Admitted") == 1
+
+
+def test_a_second_thread_is_refused_while_one_is_at_work(llm, monkeypatch):
+    model = llm.engine._executor._runner.model
+    inside, go_on = threading.Event(), threading.Event()
+    whole = model.logits
+
+    def slow(hidden: torch.Tensor) -> torch.Tensor:
+        inside.set()
+        go_on.wait(10)
+        return whole(hidden)
+
+    monkeypatch.setattr(model, "logits", slow)
+    request_id = llm.engine.add_request([3, 4], GREEDY)
+    worker = threading.Thread(target=llm.engine.step)
+    worker.start()
+    try:
+        assert inside.wait(10)
+        for call in (
+            llm.engine.step,
+            lambda: llm.engine.add_request([5], GREEDY),
+            lambda: llm.engine.abort(request_id),
+        ):
+            with pytest.raises(UsageError, match="another thread is using this engine"):
+                call()
+    finally:
+        go_on.set()
+        worker.join()
+    drain(llm)
+
+
+def test_prompts_in_vllms_form_are_taken(llm):
+    plain = llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    forms = [{"prompt_token_ids": [3, 4, 5]}, [{"prompt_token_ids": [3, 4, 5]}]]
+    for form in forms:
+        assert llm.generate(form, GREEDY, use_tqdm=False)[0].outputs[0].token_ids == plain
+    for wrong in ({"prompt_token_ids": [3], "multi_modal_data": 1}, {"text": "x"}, {}):
+        with pytest.raises(RequestError, match="accepted: either prompt or prompt_token_ids"):
+            llm.generate([wrong], GREEDY, use_tqdm=False)

@@ -40,6 +40,10 @@ def test_the_cache_is_no_larger_than_all_rows_can_use():
     assert ledger(free=1 << 44, max_num_seqs=8).num_blocks == 8 * 2048 // 16
 
 
+def test_the_cores_tables_limit_the_number_of_blocks():
+    assert ledger(free=1 << 50, max_num_seqs=60000, max_num_batched_tokens=60000).num_blocks == memory.MAX_BLOCKS
+
+
 def test_an_explicit_size_is_taken_as_it_is():
     found = ledger(kv_cache_memory=100 * 16 * TOKEN + 5)
     assert (found.num_blocks, found.max_model_len) == (100, 1600)

@@ -14,6 +14,9 @@ GIB = 1 << 30
 CPU_SHARE = 0.5
 """Of a computer's free memory, this much is the engine's to plan with: it is not the only program there."""
 
+MAX_BLOCKS = 1 << 22
+"""Each block has entries in the core's tables, some hundred bytes in all: more would cost more than they give."""
+
 _CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -29,7 +32,7 @@ class Ledger:
         free: bytes that were free when the ledger was drawn up, with the weights loaded.
         weights: parameters as they lie in memory.
         kv_cache: all blocks together.
-        workspace: an upper estimate of what a step allocates.
+        workspace: an estimate of what a step allocates.
         num_blocks, block_size: of the KV cache.
         max_model_len: the longest sequence that is accepted, in tokens.
     """
@@ -50,7 +53,7 @@ class Ledger:
         """One line for people."""
         return (
             f"weights {size_text(self.weights)}, KV cache {size_text(self.kv_cache)} ({self.num_blocks} blocks of "
-            f"{self.block_size}, {self.kv_tokens} tokens), workspace up to {size_text(self.workspace)}; "
+            f"{self.block_size}, {self.kv_tokens} tokens), workspace about {size_text(self.workspace)}; "
             f"longest sequence {self.max_model_len} tokens"
         )
 
@@ -80,7 +83,7 @@ def _cached_files(stat: Path) -> int:
 
 
 def workspace_bytes(model: ModelConfig, engine: EngineConfig, dtype: str) -> int:
-    """An upper estimate of what one step allocates besides weights and cache.
+    """An estimate of what one step allocates besides weights and cache.
 
     The widest activations are the gate-up product and its inputs (counted thrice the width: they coexist with the
     residual and the query projections); logits are float32 and are copied about three times while sampling.
@@ -115,7 +118,7 @@ def draw_up(model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: s
     budget = engine.kv_cache_memory or kv_budget(model, engine, dtype, free)
     if engine.kv_cache_memory and engine.kv_cache_memory > free:
         raise OutOfMemoryError(f"kv_cache_memory is {size_text(engine.kv_cache_memory)}; {size_text(free)} are free")
-    num_blocks = min(budget // block_bytes, blocks_per_sequence * engine.max_num_seqs)
+    num_blocks = min(budget // block_bytes, blocks_per_sequence * engine.max_num_seqs, MAX_BLOCKS)
     fitting = max(num_blocks, 0) * engine.block_size
     if num_blocks < 1 or (engine.max_model_len and fitting < length):
         raise OutOfMemoryError(
