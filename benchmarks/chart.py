@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("svg")
+matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 OWN, PEER = "#1f6f8b", "#c4a35a"
