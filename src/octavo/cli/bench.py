@@ -33,6 +33,10 @@ class Length(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+def _length_option(name: str, default: str, help_: str) -> Decorator:
+    return click.option(name, type=Length(), default=default, show_default=True, metavar="N|A:B", help=help_)
+
+
 def _workload_options(input_len: str, output_len: str) -> Decorator:
     def decorate(command: Any) -> Any:
         for option in (
@@ -40,22 +44,8 @@ def _workload_options(input_len: str, output_len: str) -> Decorator:
                 "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Also write JSON."
             ),
             click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens."),
-            click.option(
-                "--output-len",
-                type=Length(),
-                default=output_len,
-                show_default=True,
-                metavar="N|A:B",
-                help="Output tokens.",
-            ),
-            click.option(
-                "--input-len",
-                type=Length(),
-                default=input_len,
-                show_default=True,
-                metavar="N|A:B",
-                help="Prompt tokens.",
-            ),
+            _length_option("--output-len", output_len, "Output tokens."),
+            _length_option("--input-len", input_len, "Prompt tokens."),
         ):
             command = option(command)
         return command
