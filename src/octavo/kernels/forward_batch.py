@@ -51,6 +51,20 @@ class AttentionPlan:
     each backend has its own."""
 
 
+class DeviceRows(NamedTuple):
+    """The rows' lengths on the device: kernels that read them there run again unchanged in a CUDA graph.
+
+    Attributes:
+        query_starts: ``[R + 1]`` int32: row r's tokens are ``query_starts[r]`` to ``query_starts[r + 1] - 1``.
+        context_lens: ``[R]`` int32.
+        table_rows: ``[R]`` int32: which line of ``block_tables`` is row r's.
+    """
+
+    query_starts: torch.Tensor
+    context_lens: torch.Tensor
+    table_rows: torch.Tensor
+
+
 @dataclass(slots=True, kw_only=True)
 class ForwardBatch:
     """One step's input: R rows (one for each request) with T tokens in all.
@@ -73,6 +87,9 @@ class ForwardBatch:
         logit_indices: ``[S]`` int64, on the device: which of the T hidden rows are to become logits.
         kv_cache: one ``KVLayer`` for each layer.
         block_size: tokens in a block.
+        rows: the rows' lengths on the device. If it is given, ``block_tables`` has a line for each slot of the engine
+            instead of for each row, and in a graph the host's ``context_lens`` are only what is not exceeded when it
+            runs again; the device's count. None: lengths are as on the host, line r of ``block_tables`` is row r's.
         attention: ``Ops.plan_attention(batch)``; set before the model runs.
     """
 
@@ -85,4 +102,5 @@ class ForwardBatch:
     logit_indices: torch.Tensor
     kv_cache: Sequence[KVLayer]
     block_size: int
+    rows: DeviceRows | None = None
     attention: AttentionPlan | None = None

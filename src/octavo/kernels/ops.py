@@ -47,6 +47,38 @@ class Ops(ABC):
         arXiv:2002.05202).
         """
 
+    def add_norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``(linear(rms_norm(x + residual)), x + residual)``; a ``residual`` of None is 0. May overwrite both inputs.
+
+        One operation, because for a few rows a fused kernel reads the weight while it normalises.
+        """
+        normed, residual = self._add_norm(x, residual, norm_weight, eps)
+        return self.linear(normed, weight, bias), residual
+
+    def add_norm_gate_up(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``(silu_mul(linear(rms_norm(x + residual))), x + residual)``, as ``add_norm_linear`` does it."""
+        normed, residual = self._add_norm(x, residual, norm_weight, eps)
+        return self.silu_mul(self.linear(normed, weight, bias)), residual
+
+    def _add_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return (self.rms_norm(x, weight, eps), x) if residual is None else self.add_rms_norm(x, residual, weight, eps)
+
     @abstractmethod
     def rotate_and_store(
         self,
@@ -106,3 +138,25 @@ class Ops(ABC):
         Returns:
             ``[T, Hq * D]``.
         """
+
+    def attend(
+        self,
+        qkv: Tensor,
+        plan: AttentionPlan,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        kv: KVLayer,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        """``rotate_and_store``, then ``attention``: ``qkv [T, (Hq + 2 Hk) * D]`` to ``[T, Hq * D]``.
+
+        One operation, because a fused kernel does both for decoding, and because the new keys and values, which
+        are all that a fresh prompt attends to, stand in ``qkv``.
+        """
+        q = self.rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
+        return self.attention(q, kv, plan, scale=scale, window=window, soft_cap=soft_cap)

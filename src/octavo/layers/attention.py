@@ -12,7 +12,7 @@ from octavo.layers.norm import RMSNorm
 
 
 class Attention(nn.Module):
-    """``x [T, H] -> [T, H]``.
+    """Attention over ``norm(x + residual)``: ``x [T, H] -> [T, H]``.
 
     Args:
         cos_sin: the rotary table, ``[max_positions, D]`` float32, shared by all layers.
@@ -40,16 +40,22 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(build, d, self.eps) if qk_norm else None
         self.k_norm = RMSNorm(build, d, self.eps) if qk_norm else None
 
-    def forward(self, x: Tensor, batch: ForwardBatch, kv: KVLayer) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, batch: ForwardBatch, kv: KVLayer
+    ) -> tuple[Tensor, Tensor]:
+        """The attention's result, and ``x + residual``."""
         if batch.attention is None:
             raise TypeError("batch.attention is not set; plan_attention of the model's ops makes it")
-        q = self.ops.rotate_and_store(
-            self.qkv_proj(x),
+        qkv, residual = self.qkv_proj.after_norm(norm, x, residual)
+        x = self.ops.attend(
+            qkv,
             batch.attention,
             self.cos_sin,
             self.q_norm.weight if self.q_norm else None,
             self.k_norm.weight if self.k_norm else None,
             self.eps,
             kv,
+            scale=self.scale,
+            window=self.window,
         )
-        return self.o_proj(self.ops.attention(q, kv, batch.attention, scale=self.scale, window=self.window))
+        return self.o_proj(x), residual

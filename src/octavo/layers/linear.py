@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.errors import ModelError
 from octavo.layers.build import Build
+from octavo.layers.norm import RMSNorm
 from octavo.layers.weight import ALL, Matrix, Place, Weight
 from octavo.parallel import Shard
 
@@ -42,6 +43,10 @@ class ColumnLinear(Matrix):
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(x, self.bias)
 
+    def after_norm(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``(self(norm(x + residual)), x + residual)``; may overwrite both inputs."""
+        return self.ops.add_norm_linear(x, residual, norm.weight, norm.eps, self.operand, self.bias)
+
 
 class QKVLinear(ColumnLinear):
     """Queries, keys and values in one product: ``[T, (Hq + 2 Hk) * D]``. A key/value head may serve several
@@ -60,11 +65,15 @@ class QKVLinear(ColumnLinear):
 
 
 class GateUpLinear(ColumnLinear):
-    """The gate and the values of a gated MLP in one product: ``[T, 2I]``."""
+    """The gate and the values of a gated MLP in one product: ``[T, 2I]``; ``after_norm`` gates, too: ``[T, I]``."""
 
     def __init__(self, build: Build, inputs: int, size: int, *, bias: bool) -> None:
         part = build.shard.part(size, "intermediate features")
         super().__init__(build, inputs, [Output(name, size, part) for name in ("gate_proj", "up_proj")], bias=bias)
+
+    def after_norm(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``silu(gate) * up`` of ``norm(x + residual)``, and ``x + residual``."""
+        return self.ops.add_norm_gate_up(x, residual, norm.weight, norm.eps, self.operand, self.bias)
 
 
 class RowLinear(Matrix):

@@ -53,8 +53,13 @@ class Matrix(nn.Module):
         if self.packed is not self.weight and not self.keep_plain:
             self.weight.data = self.weight.new_empty(0)
 
+    @property
+    def operand(self) -> Tensor:
+        """What ``Ops.linear`` multiplies with: the packed weight, or the plain one until it is packed."""
+        return self.weight if self.packed is None else self.packed
+
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.ops.linear(x, self.weight if self.packed is None else self.packed, bias)
+        return self.ops.linear(x, self.operand, bias)
 
 
 class Weight(nn.Parameter):

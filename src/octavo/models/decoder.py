@@ -32,13 +32,8 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(build, config)
 
     def forward(self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, kv: KVLayer) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, batch, kv)
-        x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.mlp(x), residual
+        x, residual = self.self_attn(x, residual, self.input_layernorm, batch, kv)
+        return self.mlp(x, residual, self.post_attention_layernorm)
 
 
 class Decoder(nn.Module):
