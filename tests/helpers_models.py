@@ -92,11 +92,16 @@ def make_tiny(name: str, folder: Path, seed: int = 0) -> tuple[Any, Path]:
 
 
 def load_tiny(
-    path: Path, *, dtype: torch.dtype = torch.float32, shard: Shard | None = None, ops: Ops | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard: Shard | None = None,
+    ops: Ops | None = None,
+    device: str = "cpu",
 ) -> DecoderModel:
     """Octavo's model of a folder that ``make_tiny`` wrote."""
     config, _ = read_config(path)
-    build = Build(ops or for_device("cpu"), shard or Shard(), dtype)
+    build = Build(ops or for_device(device), shard or Shard(), dtype, torch.device(device))
     model = build_model(config, build, config.max_position_embeddings)
     load_weights(model, SafetensorsCheckpoint.open(path).tensors())
     return model
@@ -113,8 +118,9 @@ class PagedDriver:
         self.model, self.block_size = model, block_size
         self.ops = model.model.norm.ops
         attention = model.model.layers[0].self_attn
-        heads, dtype = attention.qkv_proj.num_kv_heads, attention.o_proj.weight.dtype
-        shape = (num_blocks, block_size, heads, model.config.head_dim, dtype)
+        heads, weight = attention.qkv_proj.num_kv_heads, attention.o_proj.weight
+        self.device = weight.device
+        shape = (num_blocks, block_size, heads, model.config.head_dim, weight.dtype, weight.device)
         self.kv_cache = [KVLayer.zeros(*shape) for _ in range(model.config.num_layers)]
         for cache in (tensor for layer in self.kv_cache for tensor in layer):
             cache.fill_(1000.0)
@@ -137,14 +143,15 @@ class PagedDriver:
             ]
             ends.append(len(tokens) - 1)
         width = max(len(self.tables[request]) for request in rows)
+        tables = [self.tables[r] + [0] * (width - len(self.tables[r])) for r in rows]
         batch = ForwardBatch(
-            token_ids=torch.tensor(tokens),
-            positions=torch.tensor(positions),
-            slot_mapping=torch.tensor(slots),
+            token_ids=torch.tensor(tokens, device=self.device),
+            positions=torch.tensor(positions, device=self.device),
+            slot_mapping=torch.tensor(slots, device=self.device),
             query_lens=[len(new) for new in rows.values()],
             context_lens=[self.lengths[request] for request in rows],
-            block_tables=torch.tensor([self.tables[r] + [0] * (width - len(self.tables[r])) for r in rows]),
-            logit_indices=torch.tensor(ends),
+            block_tables=torch.tensor(tables, device=self.device),
+            logit_indices=torch.tensor(ends, device=self.device),
             kv_cache=self.kv_cache,
             block_size=self.block_size,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from octavo.errors import ModelError, UsageError, reject_unknown
@@ -17,6 +18,9 @@ MAX_LAYERS = 4096
 
 MAX_NUM_SEQS = 1 << 16
 """Requests in one step: each has a row in several tables."""
+
+BATCHED_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Tokens in one step, unless asked for: enough for the matrix products to reach their best rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +120,12 @@ class EngineConfig:
     Attributes:
         model: an alias, a hub repository, a folder or a file.
         tokenizer: where the tokenizer is, if not with the model; the same kinds of place.
-        device: "auto", "cpu".
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ….
         dtype: "auto" (the checkpoint's, or what the device computes best), "float32", "bfloat16", "float16".
         max_model_len: longest prompt plus output, in tokens; None: what the model and the memory allow.
         max_num_seqs: most requests in one step.
-        max_num_batched_tokens: most tokens in one step (prefill chunks and decode together).
+        max_num_batched_tokens: most tokens in one step (prefill chunks and decode together); None: 16384 on a GPU, 2048
+            on a CPU.
         block_size: tokens in a KV block.
         gpu_memory_utilization: share of the device's memory that may be used, weights included. On a CPU: share of
             half the memory that is free when the weights are loaded, less the workspace, that goes to the KV cache.
@@ -129,6 +134,7 @@ class EngineConfig:
         scheduling_policy: "fcfs" or "priority".
         async_scheduling: plan step n + 1 while step n runs; None: where the device leaves a core free for that.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
+        enforce_eager: launch each kernel of a step on a GPU by itself, without CUDA graphs: to debug.
         load_format: "auto", or "dummy" for random weights from a config alone.
         revision: branch, tag or commit of a hub repository.
         chat_template: a Jinja template instead of the model's own.
@@ -142,7 +148,7 @@ class EngineConfig:
     dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
@@ -165,8 +171,13 @@ class EngineConfig:
         reject_unknown("LLM", kwargs, (f.name for f in fields(cls)))
         return cls(model=str(model), **kwargs)
 
+    def on(self, device: str) -> EngineConfig:
+        """This configuration with what depends on the device, "cpu" or "cuda:0", say, filled in."""
+        tokens = self.max_num_batched_tokens or max(BATCHED_TOKENS[device.partition(":")[0]], self.max_num_seqs)
+        return replace(self, device=device, max_num_batched_tokens=tokens)
+
     def __post_init__(self) -> None:
-        _one_of("device", self.device, ("auto", "cpu"))
+        _device(self.device)
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *DTYPES))
         _one_of("quantization", self.quantization, (None,))
@@ -175,10 +186,10 @@ class EngineConfig:
         _one_of("load_format", self.load_format, ("auto", "dummy"))
         _whole("max_model_len", self.max_model_len, optional=True)
         _whole("max_num_seqs", self.max_num_seqs, most=MAX_NUM_SEQS)
-        _whole("max_num_batched_tokens", self.max_num_batched_tokens)
+        _whole("max_num_batched_tokens", self.max_num_batched_tokens, optional=True)
         _whole("block_size", self.block_size)
         _whole("kv_cache_memory", self.kv_cache_memory, optional=True)
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise UsageError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}: "
                 "each running request needs one token of a step"
@@ -190,6 +201,11 @@ class EngineConfig:
             raise UsageError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1")
         if not isinstance(self.seed, int):
             raise UsageError(f"seed={self.seed!r}; accepted: a whole number")
+
+
+def _device(name: object) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise UsageError(f"device={name!r} is not supported; accepted: auto, cpu, cuda, cuda:0, cuda:1, …")
 
 
 def _one_of(name: str, value: object, accepted: tuple[object, ...]) -> None:

@@ -11,19 +11,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.assemble import Assembler
 from octavo.config import EngineConfig, ModelConfig
 from octavo.core.blocks import BlockPool
-from octavo.core.plan import Event, StepPlan, StepResult
+from octavo.core.plan import Event, StepPlan
 from octavo.core.request import Request
 from octavo.core.scheduler import Scheduler
 from octavo.errors import RequestError, UsageError
-from octavo.execution.executor import Executor, InlineExecutor, ThreadExecutor
-from octavo.execution.memory import Ledger
+from octavo.execution.device_runner import DeviceRunner
+from octavo.execution.executor import Executor, Pending, make_executor
+from octavo.execution.memory import Ledger, tokens_per_step
 from octavo.execution.runner import Runner
 from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id, unwrap
 from octavo.outputs import RequestOutput
@@ -51,7 +51,7 @@ class Engine:
         self,
         config: EngineConfig,
         model_config: ModelConfig,
-        runner: Runner,
+        runner: Runner | DeviceRunner,
         ledger: Ledger,
         tokenizer: Tokenizer | None,
         generation: Mapping[str, float] | None = None,
@@ -62,10 +62,11 @@ class Engine:
         self.generation = dict(generation or {})
         self.ledger = ledger
         self.listeners: list[Listener] = []
-        self.scheduler = _make_scheduler(config, ledger)
-        self._executor: Executor = ThreadExecutor(runner) if plans_ahead(config) else InlineExecutor(runner)
+        ahead = plans_ahead(config, runner)
+        self.scheduler = _make_scheduler(config, ledger, ahead)
+        self._executor: Executor = make_executor(runner, ahead=ahead)
         self._assembler = Assembler(tokenizer)
-        self._in_flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self._ids = itertools.count()
         self._lock = threading.RLock()
         self._intake = Intake(tokenizer, model_config, token_limit=self.scheduler.token_limit, seed=config.seed)
@@ -234,23 +235,23 @@ class Engine:
             self._executor.stop()
 
 
-def plans_ahead(config: EngineConfig) -> bool:
+def plans_ahead(config: EngineConfig, runner: Runner | DeviceRunner) -> bool:
     """Whether a step is planned while another runs.
 
     On a CPU not, unless asked for: the model keeps all cores busy, and a second thread that computes makes the pools of
     both threads yield to each other, which costs more than the planning that it would hide.
     """
-    return config.async_scheduling if config.async_scheduling is not None else config.device not in ("auto", "cpu")
+    return config.async_scheduling if config.async_scheduling is not None else isinstance(runner, DeviceRunner)
 
 
-def _make_scheduler(config: EngineConfig, ledger: Ledger) -> Scheduler:
+def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Scheduler:
     return Scheduler(
         BlockPool(ledger.num_blocks, ledger.block_size, config.enable_prefix_caching),
         max_model_len=ledger.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=tokens_per_step(config),
         policy=config.scheduling_policy,
-        max_in_flight=2 if plans_ahead(config) else 1,
+        max_in_flight=2 if ahead else 1,
         debug=config.debug,
     )
 
@@ -261,10 +262,11 @@ def build_engine(config: EngineConfig, progress: bool = True) -> Engine:
     Raises:
         ModelError: the model cannot be found or loaded. OutOfMemoryError: it, or the cache, does not fit.
     """
-    from octavo.execution.build import build_runner
+    from octavo.execution.build import build_runner, choose_device
     from octavo.weights.open import open_checkpoint
     from octavo.weights.source import resolve
 
+    config = config.on(choose_device(config.device))
     path = resolve(config.model, revision=config.revision, progress=progress)
     checkpoint = open_checkpoint(path, weights=config.load_format != "dummy")
     tokenizer = _find_tokenizer(config, path, progress)

@@ -31,13 +31,13 @@ class LLM:
 
     Attributes:
         engine: the loop itself, for who wants to add requests and step by hand.
-        config: the ``EngineConfig``.
+        config: the ``EngineConfig``, with what the device decides filled in.
         tokenizer: the model's tokenizer, or None.
     """
 
     def __init__(self, model: str, **kwargs: Any) -> None:
-        self.config = EngineConfig.from_kwargs(model, **kwargs)
-        self.engine: Engine = build_engine(self.config, progress=sys.stderr.isatty())
+        self.engine: Engine = build_engine(EngineConfig.from_kwargs(model, **kwargs), progress=sys.stderr.isatty())
+        self.config = self.engine.config
 
     @property
     def tokenizer(self) -> Any:

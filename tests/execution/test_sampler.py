@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from helpers_sampling import choose, edited, survivors, walk
 from octavo.errors import ModelError
 from octavo.execution.logprobs import prompt_logprobs
-from octavo.execution.random_numbers import uniform
 from octavo.execution.sampler import Sampler
+from octavo.kernels import for_device
+from octavo.kernels import sampling as seam
+from octavo.kernels.reference.random_numbers import uniform
 from octavo.kernels.reference.sampling import MAX_VOCAB_SIZE
 from octavo.sampling_params import SamplingParams
 
@@ -243,6 +245,56 @@ def test_rows_that_are_sorted_a_few_at_a_time_draw_the_same(monkeypatch):
     monkeypatch.setattr(torch, "sort", lambda x, **options: widest.append(x.numel()) or sort(x, **options))
     assert filled(requests, vocab=5000).sample(logits.clone(), torch.arange(11)).token_ids.tolist() == whole
     assert max(widest) == 3 * 5000
+
+
+PLAIN = [{}, {"temperature": 0}, {"top_p": 0.5, "min_p": 0.1}]
+EDITED = [
+    {"logprobs": 0},
+    {"presence_penalty": 0.1},
+    {"repetition_penalty": 1.1},
+    {"logit_bias": {3: 1.0}},
+    {"allowed_token_ids": [3, 4]},
+]
+
+
+def test_a_step_needs_edits_if_one_of_its_rows_does():
+    sampler = filled([(SamplingParams(**kind), [1], [], []) for kind in PLAIN + EDITED])
+    assert not sampler.needs_edits(np.arange(3))
+    for slot in range(3, 8):
+        assert sampler.needs_edits(np.array([slot]))
+        assert sampler.needs_edits(np.array([0, slot, 2]))
+    sampler.add(7, SamplingParams(), [1], [], 0, EOS)
+    assert not sampler.needs_edits(np.array([7]))
+    sampler.add(7, SamplingParams(), [1], [], 0, EOS, [[4, 5]])
+    assert sampler.needs_edits(np.array([7]))
+
+
+def test_min_tokens_is_an_edit_until_there_are_so_many():
+    sampler = filled([(SamplingParams(min_tokens=3), [1], [7], [])])
+    needed = []
+    for step in range(4):
+        needed.append(sampler.needs_edits(np.array([0])))
+        sampler.sample(random_logits(step, 1), torch.tensor([0]))
+    assert needed == [True, True, False, False]
+
+
+def test_a_step_needs_filters_if_a_row_that_draws_has_some():
+    kinds = [{}, {"temperature": 0, "top_k": 5}, {"top_k": VOCAB}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}]
+    sampler = filled([(SamplingParams(**kind), [1], [], []) for kind in kinds])
+    assert not sampler.needs_filters(np.arange(3))
+    assert [sampler.needs_filters(np.array([0, slot])) for slot in (3, 4, 5)] == [True] * 3
+
+
+def test_fast_params_and_the_operation_choose_what_sample_chooses():
+    requests = [(SamplingParams(**kind), [1], [5] * i, []) for i, kind in enumerate(PLAIN)]
+    slow, fast = filled(requests), filled(requests, slots=[9, 0, 4])
+    for step in range(3):
+        logits = random_logits(step, 3)
+        params = np.full((3, seam.PARAM_WORDS), -1, np.int32)
+        fast.fast_params(np.array([9, 0, 4]), params)
+        assert params.view(seam.PARAMS)[:, 0]["position"].tolist() == [step, step + 1, step + 2]
+        chosen = for_device("cpu").sample(logits, torch.from_numpy(params)).token_ids
+        assert torch.equal(chosen, slow.sample(logits.clone(), torch.arange(3)).token_ids)
 
 
 def test_an_empty_step_is_no_trouble():

@@ -44,7 +44,7 @@ def _dtype(llm: LLM) -> str:
 
     from octavo.execution.build import choose_dtype
 
-    return choose_dtype(llm.config.dtype, llm.engine.model_config.dtype, torch.device("cpu"))
+    return choose_dtype(llm.config.dtype, llm.engine.model_config.dtype, torch.device(llm.config.device))
 
 
 def processor_name() -> str:

@@ -8,13 +8,15 @@ import torch
 from tqdm import tqdm
 
 from octavo.config import EngineConfig, ModelConfig
-from octavo.errors import OutOfMemoryError
+from octavo.errors import OutOfMemoryError, UsageError
 from octavo.execution.batch import BatchState
+from octavo.execution.build_device import build_device_runner
+from octavo.execution.device_runner import DeviceRunner
+from octavo.execution.kv_cache import allocate_kv_cache
 from octavo.execution.memory import Ledger, draw_up, free_memory, size_text
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
-from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
 from octavo.models.decoder import DecoderModel
@@ -23,18 +25,40 @@ from octavo.models.registry import build_model
 from octavo.weights.checkpoint import Checkpoint
 
 
-def build_runner(config: EngineConfig, checkpoint: Checkpoint, progress: bool = False) -> tuple[Runner, Ledger]:
-    """Load the model and set up all state that a step needs.
+def choose_device(asked: str) -> str:
+    """The device to run on, as torch names it: with "auto" a GPU, if there is one.
+
+    Raises:
+        UsageError: there is no such GPU.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return "cuda:0" if count else "cpu"
+    if asked == "cpu":
+        return asked
+    index = int(asked.partition(":")[2] or 0)
+    if index >= count:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise UsageError(f"device={asked!r}: there is no such GPU; accepted here: {there}")
+    return f"cuda:{index}"
+
+
+def build_runner(
+    config: EngineConfig, checkpoint: Checkpoint, progress: bool = False
+) -> tuple[Runner | DeviceRunner, Ledger]:
+    """Load the model and set up all state that a step needs. ``config`` is fitted to its device.
 
     Raises:
         ModelError: the checkpoint is damaged or of an unknown architecture.
         OutOfMemoryError: the weights, or the KV cache that was asked for, do not fit.
     """
-    model_config, device = checkpoint.config, torch.device("cpu")
+    model_config, device = checkpoint.config, torch.device(config.device)
     dtype = choose_dtype(config.dtype, model_config.dtype, device)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     ops = for_device(device)
     model = _build_model(config, checkpoint, Build(ops, dtype=getattr(torch, dtype), device=device), progress)
+    if device.type == "cuda":
+        return build_device_runner(config, model, ops, dtype, kv_dtype, device)
     ledger = draw_up(
         model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=param_bytes(model), free=free_memory()
     )
@@ -78,7 +102,7 @@ def _check_room(config: ModelConfig, build: Build, length: int) -> None:
     except RuntimeError as error:  # a tensor with more bytes than an integer can count
         raise OutOfMemoryError(f"the weights do not fit in memory: {str(error).splitlines()[0]}") from None
     table = 4 * length * config.head_dim * 4  # of cosines and sines in float32, while it is made
-    free = free_memory()
+    free = free_memory() if build.device.type == "cpu" else torch.cuda.mem_get_info(build.device)[0]
     if weights + table > free:
         raise OutOfMemoryError(
             f"the weights need {size_text(weights)} in {str(build.dtype).removeprefix('torch.')}, and rotary tables of "
@@ -111,19 +135,12 @@ def _assemble(
     device: torch.device,
 ) -> Runner:
     try:
-        kv_cache = allocate_kv_cache(model.config, ledger, kv_dtype, device)
+        kv_cache = allocate_kv_cache(model.config, ledger.num_blocks, ledger.block_size, kv_dtype, device)
         state = BatchState(config.max_num_seqs, ledger.max_model_len, ledger.block_size, device)
     except MemoryError:
         raise OutOfMemoryError(
             f"the state of {config.max_num_seqs} requests of up to {ledger.max_model_len} tokens does not fit; "
             f"lower max_model_len or max_num_seqs"
         ) from None
-    return Runner(model, ops, kv_cache, state, Sampler(config.max_num_seqs, model.config.vocab_size, device))
-
-
-def allocate_kv_cache(model: ModelConfig, ledger: Ledger, dtype: torch.dtype, device: torch.device) -> list[KVLayer]:
-    """The blocks of all layers, as zeros. On a CPU they take memory only as they are written to."""
-    return [
-        KVLayer.zeros(ledger.num_blocks, ledger.block_size, model.num_kv_heads, model.head_dim, dtype, device)
-        for _ in range(model.num_layers)
-    ]
+    sampler = Sampler(config.max_num_seqs, model.config.vocab_size, device, ops)
+    return Runner(model, ops, kv_cache, state, sampler)

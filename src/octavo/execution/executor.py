@@ -6,13 +6,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from octavo.core.plan import StepPlan, StepResult
+from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.runner import Runner
+
+
+class Pending(Protocol):
+    """A step on its way; a ``Future`` is one."""
+
+    def result(self) -> StepResult:
+        """Wait for it. Raises what went wrong."""
 
 
 class Executor(Protocol):
     """Runs plans in the order in which they are given."""
 
-    def execute(self, plan: StepPlan) -> Future[StepResult]:
+    def execute(self, plan: StepPlan) -> Pending:
         """Start a step, or queue it behind the one that runs."""
 
     def wait(self) -> None:
@@ -61,3 +69,26 @@ class ThreadExecutor:
 
     def stop(self) -> None:
         self._pool.shutdown(wait=True)
+
+
+class DeviceExecutor:
+    """Launches steps on a device that runs by itself, from the caller's thread, and waits for none."""
+
+    def __init__(self, runner: DeviceRunner) -> None:
+        self._runner = runner
+
+    def execute(self, plan: StepPlan) -> Pending:
+        return self._runner.launch(plan)
+
+    def wait(self) -> None:
+        self._runner.wait()
+
+    def stop(self) -> None:
+        self._runner.wait()
+
+
+def make_executor(runner: Runner | DeviceRunner, *, ahead: bool) -> Executor:
+    """What runs the steps of ``runner``; ``ahead``: while the caller plans the next one."""
+    if isinstance(runner, DeviceRunner):
+        return DeviceExecutor(runner)
+    return ThreadExecutor(runner) if ahead else InlineExecutor(runner)

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution.transfer import to_device
 from octavo.kernels.reference import sampling as ops
 from octavo.sampling_params import SamplingParams
 
 T = TypeVar("T")
+
+ALWAYS: int = np.iinfo(np.int64).max
+"""Longer than any output."""
 
 
 class BadWords:
@@ -72,6 +76,12 @@ class LogitEdits:
         for table in (self._allowed, self._bad_words, self._until_min_tokens, self._bias):
             table.pop(slot, None)
 
+    def ends(self, slot: int) -> int:
+        """The output length from which on ``slot`` has no edits; ``ALWAYS`` if it will never be without."""
+        if any(slot in table for table in (self._allowed, self._bad_words, self._bias)):
+            return ALWAYS
+        return self._until_min_tokens.get(slot, (0, None))[0]
+
     def apply(self, logits: Tensor, slots: Sequence[int], num_outputs: np.ndarray) -> None:
         """Edit ``logits`` float32 [S, V] in place; ``num_outputs`` int64 [S] is each slot's output length."""
         if allowed := _pairs(self._allowed, slots):
@@ -81,7 +91,7 @@ class LogitEdits:
         added = self._banned_ends(slots, num_outputs) + [(row, *bias) for row, bias in _pairs(self._bias, slots)]
         if added:
             rows, ids = self._points([(row, ids) for row, ids, _ in added])
-            values = torch.from_numpy(np.concatenate([values for _, _, values in added])).to(self._device)
+            values = to_device(np.concatenate([values for _, _, values in added]), self._device)
             ops.add_at(logits, rows, ids, values)
 
     def record(self, slots: Sequence[int], tokens: Tensor) -> None:
@@ -103,7 +113,7 @@ class LogitEdits:
         """Rows and token ids, int64 [N] each, of all ids of all edits."""
         rows = np.repeat([row for row, _ in edits], [len(ids) for _, ids in edits])
         ids = np.concatenate([ids for _, ids in edits])
-        return torch.from_numpy(rows).to(self._device), torch.from_numpy(ids).to(self._device)
+        return to_device(rows, self._device), to_device(ids, self._device)
 
 
 def _pairs(table: Mapping[int, T], slots: Sequence[int]) -> list[tuple[int, T]]:

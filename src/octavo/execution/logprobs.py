@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from octavo.kernels.reference import sampling as ops
+from octavo.execution.transfer import to_device
+from octavo.kernels.reference.sampling import gather_logprobs
+from octavo.kernels.sampling import Logprobs
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -26,10 +27,10 @@ class TokenLogprobs(NamedTuple):
 
 def raw_rows(logits: Tensor, rows: np.ndarray) -> Tensor:
     """A copy of some rows, int64 [N], of ``logits`` [S, V], from before they are edited."""
-    return logits[torch.from_numpy(rows).to(logits.device)]
+    return logits[to_device(rows, logits.device)]
 
 
-def to_host(token_ids: Tensor, logprobs: ops.Logprobs, widths: Sequence[int]) -> list[TokenLogprobs]:
+def to_host(token_ids: Tensor, logprobs: Logprobs, widths: Sequence[int]) -> list[TokenLogprobs]:
     """Plain values of N positions; ``widths`` says how many of the likeliest tokens each asked for."""
     tokens, chosen, rank, ids, top = (x.tolist() for x in (token_ids, *logprobs))
     return [
@@ -47,6 +48,6 @@ def prompt_logprobs(logits: Tensor, target_ids: Tensor, k: int) -> list[TokenLog
     found: list[TokenLogprobs] = []
     for start in range(0, len(logits), step):
         targets = target_ids[start : start + step]
-        chunk = ops.gather_logprobs(logits[start : start + step], targets, k)
+        chunk = gather_logprobs(logits[start : start + step], targets, k)
         found += to_host(targets, chunk, [k] * len(targets))
     return found

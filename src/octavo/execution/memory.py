@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from octavo.config import DTYPES, EngineConfig, ModelConfig
+from octavo.config import BATCHED_TOKENS, DTYPES, EngineConfig, ModelConfig
 from octavo.errors import OutOfMemoryError, UsageError
 
 GIB = 1 << 30
@@ -89,8 +89,13 @@ def workspace_bytes(model: ModelConfig, engine: EngineConfig, dtype: str) -> int
     residual and the query projections); logits are float32 and are copied about three times while sampling.
     """
     width = 3 * (2 * model.intermediate_size + 2 * model.hidden_size + 2 * model.num_heads * model.head_dim)
-    activations = engine.max_num_batched_tokens * width * DTYPES[dtype]
+    activations = tokens_per_step(engine) * width * DTYPES[dtype]
     return activations + 3 * 4 * engine.max_num_seqs * model.vocab_size
+
+
+def tokens_per_step(engine: EngineConfig) -> int:
+    """Most tokens of a step; those of a CPU if the configuration was not fitted to a device yet."""
+    return engine.max_num_batched_tokens or BATCHED_TOKENS["cpu"]
 
 
 def kv_budget(model: ModelConfig, engine: EngineConfig, dtype: str, free: int) -> int:
@@ -100,22 +105,40 @@ def kv_budget(model: ModelConfig, engine: EngineConfig, dtype: str, free: int) -
     return int((free * CPU_SHARE - workspace_bytes(model, engine, dtype)) * engine.gpu_memory_utilization)
 
 
-def draw_up(model: ModelConfig, engine: EngineConfig, *, dtype: str, kv_dtype: str, weights: int, free: int) -> Ledger:
+def draw_up(
+    model: ModelConfig,
+    engine: EngineConfig,
+    *,
+    dtype: str,
+    kv_dtype: str,
+    weights: int,
+    free: int,
+    workspace: int | None = None,
+    budget: int | None = None,
+) -> Ledger:
     """Decide the size of the KV cache and the longest sequence.
 
-    The cache gets what `kv_budget` says, but no more than ``max_num_seqs`` sequences of full length can use; or exactly
+    The cache gets the ``budget``, but no more than ``max_num_seqs`` sequences of full length can use; or exactly
     ``kv_cache_memory``.
+
+    Args:
+        dtype, kv_dtype: of the model and of the cache.
+        weights, free: bytes that the weights take, and that are free beside them.
+        workspace: bytes that a step takes, if that was measured; None: an estimate.
+        budget: bytes for the cache; None: what `kv_budget` says.
 
     Raises:
         UsageError: ``max_model_len`` is beyond the model's own.
         OutOfMemoryError: not even one sequence of the length that was asked for fits; the message says what would.
     """
     _check_length(model, engine)
-    workspace = workspace_bytes(model, engine, dtype)
+    workspace = workspace_bytes(model, engine, dtype) if workspace is None else workspace
     block_bytes = engine.block_size * model.kv_bytes_per_token(kv_dtype)
     length = engine.max_model_len or model.max_position_embeddings
     blocks_per_sequence = -(-length // engine.block_size)
-    budget = engine.kv_cache_memory or kv_budget(model, engine, dtype, free)
+    if budget is None:
+        budget = kv_budget(model, engine, dtype, free)
+    budget = engine.kv_cache_memory or budget
     if engine.kv_cache_memory and engine.kv_cache_memory > free:
         raise OutOfMemoryError(f"kv_cache_memory is {size_text(engine.kv_cache_memory)}; {size_text(free)} are free")
     num_blocks = min(budget // block_bytes, blocks_per_sequence * engine.max_num_seqs, MAX_BLOCKS)

@@ -15,8 +15,11 @@ step  what                                      acts on
 7     temperature                               divides
 8     min_p                                     a share of the likeliest token's probability
 9     top_k, top_p                              of the tokens that are left
-10    draw                                      inverse transform of a number made of (seed, output length)
+10    draw                                      with random numbers made of (seed, output length)
 ====  ========================================  ==========================================================
+
+Steps 6 to 10 are `Ops.sample`. A step in which no row wants any of the others needs nothing else: its parameters
+come from ``fast_params``, and a graph may hold the rest.
 
 State has two homes. What the host knows before a step (parameters, seeds, how many tokens each row has
 produced) lives on the host. What hangs on the tokens themselves (counts for penalties, the end of the output
@@ -34,29 +37,27 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
-from octavo.execution.logit_edits import LogitEdits
+from octavo.execution.logit_edits import ALWAYS, LogitEdits
 from octavo.execution.logprobs import TokenLogprobs, raw_rows, to_host
-from octavo.execution.random_numbers import uniform
 from octavo.execution.token_counts import TokenCounts
-from octavo.kernels.reference import sampling as ops
+from octavo.execution.transfer import to_device
+from octavo.kernels import for_device
+from octavo.kernels.ops import Ops
+from octavo.kernels.reference import sampling as edits
+from octavo.kernels.sampling import PARAM_WORDS, PARAMS, Logprobs
 from octavo.sampling_params import SamplingParams
 
 _COLDEST = 1e-30  # a smaller temperature may be 0 in float32; long before, nothing but the likeliest token is left
 
-_SLOT = np.dtype(
+_EXTRAS = np.dtype(
     [
-        ("temperature", np.float32),
-        ("top_k", np.int64),
-        ("top_p", np.float64),
-        ("min_p", np.float64),
         ("repetition", np.float32),
         ("presence", np.float32),
         ("frequency", np.float32),
-        ("seed", np.uint64),
-        ("num_outputs", np.int64),
         ("logprobs", np.int64),  # -1: none
     ]
 )
+"""What the host knows of a slot beside its `PARAMS`."""
 
 
 class HostSample(NamedTuple):
@@ -81,7 +82,7 @@ class SampledTokens(NamedTuple):
 
     token_ids: Tensor
     bad: Tensor
-    logprobs: ops.Logprobs | None = None
+    logprobs: Logprobs | None = None
     logprob_rows: Sequence[int] = ()
     logprob_widths: Sequence[int] = ()
 
@@ -100,12 +101,22 @@ class SampledTokens(NamedTuple):
 class Sampler:
     """Chooses tokens for up to ``max_num_seqs`` requests, each in a slot of its own."""
 
-    def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
-        if vocab_size > ops.MAX_VOCAB_SIZE:
-            raise ModelError(f"the model has {vocab_size} tokens; at most {ops.MAX_VOCAB_SIZE} are accepted")
+    def __init__(
+        self, max_num_seqs: int, vocab_size: int, device: torch.device | str = "cpu", ops: Ops | None = None
+    ) -> None:
+        """``ops`` are those of ``device`` if not given."""
+        if vocab_size > edits.MAX_VOCAB_SIZE:
+            raise ModelError(f"the model has {vocab_size} tokens; at most {edits.MAX_VOCAB_SIZE} are accepted")
         self._vocab_size = vocab_size
         self._device = torch.device(device)
-        self._table = np.zeros(max_num_seqs, _SLOT)
+        self._ops = ops or for_device(self._device)
+        self._table = np.zeros(max_num_seqs, PARAMS)
+        self._words = self._table.view(np.int32).reshape(max_num_seqs, PARAM_WORDS)
+        self._positions = self._table["position"]
+        self._extras = np.zeros(max_num_seqs, _EXTRAS)
+        self._filters = np.zeros(max_num_seqs, np.bool_)
+        # From this output length on, a token depends on its `PARAMS` and the raw logits alone.
+        self._edited_until = np.zeros(max_num_seqs, np.int64)
         self._edits = LogitEdits(self._device)
         self._counts = TokenCounts(vocab_size, self._device)
 
@@ -126,23 +137,46 @@ class Sampler:
         words not empty.
         """
         self.remove(slot)
-        top_k = params.top_k if params.top_k < self._vocab_size else 0
-        logprobs = -1 if params.logprobs is None else params.logprobs
-        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
-        self._table[slot] = (
-            max(params.temperature, _COLDEST) if params.temperature else 0,
-            *(top_k, params.top_p, params.min_p, *penalties, seed % 2**64, len(output_token_ids), logprobs),
-        )
+        self._table[slot] = row = self._params(params, seed, len(output_token_ids))
+        self._filters[slot] = row[0] > 0 and row[1:4] != (0, 1, 0)
         ends = [*eos_token_ids, *params.stop_token_ids]
         self._edits.add(slot, params, output_token_ids, ends, bad_words_token_ids)
+        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
         if penalties != (1, 0, 0):
             seen = prompt_token_ids if params.repetition_penalty != 1 else ()
             self._counts.add(slot, seen, output_token_ids)
+        logprobs = -1 if params.logprobs is None else params.logprobs
+        always = logprobs >= 0 or slot in self._counts
+        self._extras[slot] = *penalties, logprobs
+        self._edited_until[slot] = ALWAYS if always else self._edits.ends(slot)
+
+    def _params(self, params: SamplingParams, seed: int, num_outputs: int) -> tuple[float, ...]:
+        """A record of `PARAMS`."""
+        temperature = max(params.temperature, _COLDEST) if params.temperature else 0
+        top_k = params.top_k if 0 < params.top_k < self._vocab_size else 0
+        return temperature, top_k, params.top_p, params.min_p, seed % 2**64, num_outputs
 
     def remove(self, slot: int) -> None:
         """Forget the request in ``slot``; not needed before another ``add``, but it frees memory."""
         self._edits.remove(slot)
         self._counts.remove(slot)
+
+    def needs_edits(self, slots: np.ndarray) -> bool:
+        """Whether any of ``slots`` int64 [S] asks for more than ``fast_params`` says: an edit of its logits, a
+        penalty, log-probabilities. Such a step takes ``sample``.
+        """
+        return bool(np.count_nonzero(self._edited_until[slots] > self._positions[slots]))
+
+    def needs_filters(self, slots: np.ndarray) -> bool:
+        """Whether any of ``slots`` int64 [S] draws with min-p, top-k or top-p: the ``filters`` of `Ops.sample`."""
+        return bool(np.count_nonzero(self._filters[slots]))
+
+    def fast_params(self, slots: np.ndarray, out: np.ndarray) -> None:
+        """Write the `Ops.sample` parameters of ``slots`` int64 [S], none twice, to ``out`` int32 [S, PARAM_WORDS],
+        and count the token that each is about to get.
+        """
+        self._words.take(slots, 0, out, "clip")
+        self._positions[slots] += 1
 
     def sample(self, logits: Tensor, slots: Tensor) -> SampledTokens:
         """Choose the next token of each row, and take it over into the slots' state.
@@ -153,66 +187,39 @@ class Sampler:
         """
         where = slots.cpu().numpy()
         slot_list: list[int] = where.tolist()
-        table = self._table[where]
-        asked = np.flatnonzero(table["logprobs"] >= 0)
+        extras = self._extras[where]
+        asked = np.flatnonzero(extras["logprobs"] >= 0)
         raw = raw_rows(logits, asked) if len(asked) else None
-        self._edits.apply(logits, slot_list, table["num_outputs"])
-        self._penalise(logits, slot_list, table)
-        token_ids, bad = self._choose(logits, table)
+        self._edits.apply(logits, slot_list, self._positions[where])
+        self._penalise(logits, slot_list, extras)
+        token_ids, bad = self._choose(logits, where)
         self._record(slot_list, token_ids)
         if raw is None:
             return SampledTokens(token_ids, bad)
-        widths = table["logprobs"][asked].tolist()
-        logprobs = ops.gather_logprobs(raw, token_ids[self._to_device(asked)], max(widths))
+        widths = extras["logprobs"][asked].tolist()
+        logprobs = self._ops.gather_logprobs(raw, token_ids[self._to_device(asked)], max(widths))
         return SampledTokens(token_ids, bad, logprobs, asked.tolist(), widths)
 
-    def _penalise(self, logits: Tensor, slots: list[int], table: np.ndarray) -> None:
+    def _penalise(self, logits: Tensor, slots: list[int], extras: np.ndarray) -> None:
         rows = [row for row, slot in enumerate(slots) if slot in self._counts]
         if rows:
             ids, counts = self._counts.entries(slots[row] for row in rows)
-            strengths = (self._to_device(table[name][rows]) for name in ("repetition", "presence", "frequency"))
-            ops.apply_penalties(logits, self._to_device(np.asarray(rows)), ids, counts, ops.Penalties(*strengths))
+            strengths = (self._to_device(extras[name][rows]) for name in ("repetition", "presence", "frequency"))
+            where = self._to_device(np.asarray(rows))
+            edits.apply_penalties(logits, where, ids, counts, edits.Penalties(*strengths))
 
-    def _choose(self, logits: Tensor, table: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Token ids int64 [S], and which rows have none, bool [S]. Only rows that filter pay for it."""
-        drawn = table["temperature"] > 0
-        filtered = drawn & ((table["top_k"] > 0) | (table["top_p"] < 1))
-        token_ids = torch.zeros(len(table), dtype=torch.int64, device=self._device)
-        for kind, choose in (
-            (~drawn, self._greedy),
-            (drawn & ~filtered, self._draw),
-            (filtered, self._draw_filtered),
-        ):
-            if not kind.any():
-                continue
-            if kind.all():
-                token_ids = choose(logits, table)
-            else:
-                rows = self._to_device(np.flatnonzero(kind))
-                token_ids[rows] = choose(logits[rows], table[kind])
-        bad = ~logits.amax(dim=1).isfinite()
-        return token_ids.masked_fill_(bad, 0), bad
-
-    def _greedy(self, logits: Tensor, table: np.ndarray) -> Tensor:
-        return ops.greedy(logits)
-
-    def _draw(self, logits: Tensor, table: np.ndarray) -> Tensor:
-        return ops.sample(logits, self._filters(table))
-
-    def _draw_filtered(self, logits: Tensor, table: np.ndarray) -> Tensor:
-        return ops.sample_filtered(logits, self._filters(table))
-
-    def _filters(self, table: np.ndarray) -> ops.Filters:
-        numbers = uniform(table["seed"], table["num_outputs"].astype(np.uint64))
-        rules = (table[name].copy() for name in ("temperature", "top_k", "top_p", "min_p"))
-        return ops.Filters(*(self._to_device(values) for values in (numbers, *rules)))
+    def _choose(self, logits: Tensor, slots: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [S], and which rows have none, bool [S]."""
+        params = np.empty((len(slots), PARAM_WORDS), np.int32)
+        self.fast_params(slots, params)
+        return self._ops.sample(logits, self._to_device(params), filters=self.needs_filters(slots))
 
     def _record(self, slots: list[int], token_ids: Tensor) -> None:
-        self._table["num_outputs"][slots] += 1
         self._edits.record(slots, token_ids)
         counted = [row for row, slot in enumerate(slots) if slot in self._counts]
         if counted:
-            self._counts.record((slots[row] for row in counted), token_ids[counted])
+            made = token_ids[self._to_device(np.asarray(counted))]
+            self._counts.record((slots[row] for row in counted), made)
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return to_device(values, self._device)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution.transfer import to_device
+
 _MIN_ROWS, _MIN_WIDTH = 8, 256
 
 
@@ -85,7 +87,7 @@ class TokenCounts:
     def _rows(self, slots: Iterable[int]) -> tuple[Tensor, int]:
         rows = [self._row_of[slot] for slot in slots]
         width = min(max(1, int(self._bounds[rows].max())), self._ids.shape[1])
-        return torch.tensor(rows, device=self._device), width
+        return to_device(np.asarray(rows, np.int64), self._device), width
 
     def _reserve(self, width: int) -> None:
         if not self._free:

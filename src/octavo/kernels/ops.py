@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
 
 class Ops(ABC):
@@ -160,3 +161,28 @@ class Ops(ABC):
         """
         q = self.rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
         return self.attention(q, kv, plan, scale=scale, window=window, soft_cap=soft_cap)
+
+    @abstractmethod
+    def sample(
+        self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
+    ) -> Sampled:
+        """Choose a token for each row: greedily, or by temperature, min-p, top-k, then top-p.
+
+        A row's token depends on its logits and parameters alone, to the bit, whatever else is in the batch. Ties go
+        to the lower token id. The same seed draws the same token on the same backend; two backends may draw
+        different ones, from the same distribution.
+
+        Args:
+            logits: ``[S, V]`` float32 or the model's dtype; left as they are.
+            params: ``[S, PARAM_WORDS]`` int32, records of `octavo.kernels.sampling.PARAMS`.
+            last: where the tokens are written, too.
+            filters: False: no row with a temperature above 0 has min-p, top-k or top-p, so that a backend may leave
+                out the work of looking.
+        """
+
+    @abstractmethod
+    def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
+        """Log-softmax of ``logits [N, V]`` float32 at ``token_ids [N]`` int64 and at the ``k`` likeliest tokens.
+
+        The rank of a token is one more than the number of tokens that are likelier; tied tokens share theirs.
+        """

@@ -43,8 +43,11 @@ class LMHead(_VocabularyMatrix):
     """``hidden [S, H] -> logits [S, V]`` in float32."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.shard.all_gather(self.multiply(hidden))
-        return logits[:, : self.vocab_size].float()
+        return self.product(hidden).float()
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """The logits in the model's dtype, as the product leaves them."""
+        return self.shard.all_gather(self.multiply(hidden))[:, : self.vocab_size]
 
     @classmethod
     def tied(cls, build: Build, embedding: Embedding) -> LMHead:

@@ -87,3 +87,7 @@ class DecoderModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[S, V]`` of those rows of ``forward``'s result that need them, ``[S, H]``."""
         return self.lm_head(hidden)
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """The same in the model's dtype, which saves a copy where the sampler takes that."""
+        return self.lm_head.product(hidden)

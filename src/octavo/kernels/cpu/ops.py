@@ -1,7 +1,11 @@
-"""The CPU backend: bfloat16 products with weights laid out once for oneDNN.
+"""The CPU backend: weights laid out once for oneDNN, and C kernels for what torch does slowly.
 
 ``torch.nn.functional.linear`` brings a bfloat16 weight into oneDNN's blocked layout in every call. Done once, after
 loading, the same kernel computes the same bits in about two thirds of the time (less for one row, or a wide head).
+
+Decode attention in torch gathers the blocks of the context before it multiplies; the C kernel reads them where they
+are. It, the norms, the activation and the rotation take what is left of a step to about a third. What a kernel cannot
+take (odd sizes, float16, prompts' attention) goes to the reference.
 """
 
 from __future__ import annotations
@@ -9,6 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu.attention_plan import CpuPlan
+from octavo.kernels.cpu.build import load_library
+from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
 
 ROWS_HINT = 32
@@ -16,10 +25,16 @@ ROWS_HINT = 32
 
 
 class CpuOps(ReferenceOps):
-    """`ReferenceOps` with weights packed for a CPU that computes in bfloat16."""
+    """`ReferenceOps` with packed weights and C kernels, as far as processor and compiler allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = load_library()
+        self._native = Native(library) if library is not None else None
+        self._packs = packs_weights()
 
     def pack_linear(self, weight: Tensor) -> Tensor:
-        if weight.dtype is not torch.bfloat16:
+        if weight.dtype is not torch.bfloat16 or not self._packs:
             return weight
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS_HINT)
         return packed
@@ -30,8 +45,78 @@ class CpuOps(ReferenceOps):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
 
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if self._native is None or not fits_rows(x, weight):
+            return super().add_rms_norm(x, residual, weight, eps)
+        total = residual.to(torch.float32, copy=residual.dtype is not torch.float32 or not residual.is_contiguous())
+        out = self._workspace.take("normed", tuple(x.shape), x)
+        self._native.add_rms_norm(x, total, weight, eps, out)
+        return out, total
 
-def is_supported() -> bool:
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        rows, size = gate_up.shape
+        if self._native is None or not fits_rows(gate_up) or size % 32:
+            return super().silu_mul(gate_up)
+        out = self._workspace.take("gated", (rows, size // 2), gate_up)
+        self._native.silu_mul(gate_up, out)
+        return out
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        plan: AttentionPlan,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        kv: KVLayer,
+    ) -> Tensor:
+        own, d = _own(plan), kv.keys.shape[3]
+        norms = [norm for norm in (q_norm, k_norm) if norm is not None]
+        if self._native is None or not fits_rows(qkv, *kv, *norms) or d % 32:
+            return super().rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
+        self._native.rotate_and_store(qkv, own.positions, own.slots, cos_sin, q_norm, k_norm, eps, kv)
+        return qkv.view(len(qkv), -1, d)[:, : -2 * kv.keys.shape[1]]
+
+    def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
+        return CpuPlan(batch, self._workspace)
+
+    def attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        own = _own(plan)
+        if self._native is None or not fits_attention(q, kv):
+            return super().attention(q, kv, own, scale=scale, window=window, soft_cap=soft_cap)
+        out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+        jobs = own.jobs(window)
+        if len(jobs):
+            size = jobs.shape[0] * jobs.shape[1] * (q.shape[1] // kv.keys.shape[1]) * (q.shape[2] + 2)
+            partials = self._workspace.take("partials", (size,), q, torch.float32)
+            self._native.attention(
+                *(q, kv, jobs, jobs.shape[1], own.tables),
+                scale=scale,
+                soft_cap=soft_cap,
+                partials=partials,
+                out=out,
+            )
+        reference.attend_groups(q, kv, own, own.long_groups(window), scale, soft_cap, out)
+        return out
+
+
+def packs_weights() -> bool:
     """Whether this torch has the packed product and this CPU the instructions for it."""
     has_op = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return has_op and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _own(plan: AttentionPlan) -> CpuPlan:
+    if not isinstance(plan, CpuPlan):
+        raise TypeError("the plan is not from plan_attention of the same ops")
+    return plan

@@ -6,6 +6,8 @@ decoding on a CPU this takes half the time of torch's ``scaled_dot_product_atten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,22 @@ def attention(
 ) -> Tensor:
     """See ``Ops.attention``."""
     out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
-    for group in plan.groups(window):
-        out[group.tokens] = _attend(q[group.tokens], kv, plan, group, scale, soft_cap)
+    attend_groups(q, kv, plan, plan.groups(window), scale, soft_cap, out)
     return out
+
+
+def attend_groups(
+    q: Tensor,
+    kv: KVLayer,
+    plan: GroupedPlan,
+    groups: Sequence[Group],
+    scale: float,
+    soft_cap: float | None,
+    out: Tensor,
+) -> None:
+    """Attention of the rows that are in ``groups``, written to their tokens' rows of ``out [T, Hq * D]``."""
+    for group in groups:
+        out[group.tokens] = _attend(q[group.tokens], kv, plan, group, scale, soft_cap)
 
 
 def _attend(q: Tensor, kv: KVLayer, plan: GroupedPlan, group: Group, scale: float, soft_cap: float | None) -> Tensor:

@@ -89,8 +89,8 @@ class GroupedPlan(AttentionPlan):
     def __init__(self, batch: ForwardBatch, workspace: Workspace) -> None:
         self.workspace = workspace
         self._query_lens = [int(n) for n in batch.query_lens]
-        self._context_lens = [int(n) for n in batch.context_lens]
-        self._block_tables = batch.block_tables
+        self._context_lens = host_context_lens(batch)
+        self._block_tables = block_tables_of_rows(batch)
         self._block_size = batch.block_size
         self._num_kv_heads = batch.kv_cache[0].keys.shape[1]
         self._device = batch.token_ids.device
@@ -158,6 +158,16 @@ class GroupedPlan(AttentionPlan):
     def _blocks(self, rows: list[Row]) -> int:
         """How many blocks of each of the rows are gathered."""
         return max(-(-row.num_keys // self._block_size) for row in rows)
+
+
+def host_context_lens(batch: ForwardBatch) -> list[int]:
+    """Context lengths as they really are; on a device they are waited for."""
+    return [int(n) for n in (batch.context_lens if batch.rows is None else batch.rows.context_lens.tolist())]
+
+
+def block_tables_of_rows(batch: ForwardBatch) -> Tensor:
+    """``[R, max_blocks]``: line r is row r's."""
+    return batch.block_tables if batch.rows is None else batch.block_tables[batch.rows.table_rows.long()]
 
 
 def partition(rows: Sequence[Row]) -> list[list[Row]]:

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
 from octavo.kernels.ops import Ops
-from octavo.kernels.reference import attention, rotary
+from octavo.kernels.reference import attention, rotary, sampling
 from octavo.kernels.reference.attention_plan import GroupedPlan
+from octavo.kernels.reference.sample_rows import sample_rows
 from octavo.kernels.reference.workspace import Workspace
+from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
 
 class ReferenceOps(Ops):
@@ -65,6 +67,14 @@ class ReferenceOps(Ops):
         soft_cap: float | None = None,
     ) -> Tensor:
         return attention.attention(q, kv, _own(plan), scale, window, soft_cap)
+
+    def sample(
+        self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
+    ) -> Sampled:
+        return sample_rows(logits, params, last)
+
+    def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
+        return sampling.gather_logprobs(logits, token_ids, k)
 
 
 def _own(plan: AttentionPlan) -> GroupedPlan:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.kernels.sampling import Logprobs
+
 GRAIN = 2.0**-33
 """Weights are multiples of this; one token's error is at most half of it, relative to the likeliest token."""
 
@@ -186,19 +188,6 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if len(tied):
         ids[tied] = torch.sort(logits[tied], dim=1, descending=True, stable=True)[1][:, : ids.shape[1]]
     return values[:, :k], ids[:, :k]
-
-
-class Logprobs(NamedTuple):
-    """Log-probabilities (natural) at N positions: of one token each, and of the K likeliest.
-
-    ``chosen`` float32 [N]; ``rank`` int64 [N], 1 is the likeliest; ``top_ids`` int64 [N, K], ``top`` float32
-    [N, K].
-    """
-
-    chosen: Tensor
-    rank: Tensor
-    top_ids: Tensor
-    top: Tensor
 
 
 def gather_logprobs(logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:

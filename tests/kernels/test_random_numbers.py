@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from octavo.execution.random_numbers import philox4x32, uniform
+from octavo.kernels.reference.random_numbers import philox4x32, uniform
 
 
 def words(*values):

@@ -1,0 +1,170 @@
+"""Runs steps on a GPU without waiting for them: the tokens of a step are fetched while the next one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
+from octavo.execution.device_state import DeviceState
+from octavo.execution.fetch import Fetch
+from octavo.execution.graphs import DecodeGraph, DecodeGraphs, prepare
+from octavo.execution.prompt_scores import Scores, score_prompts
+from octavo.execution.sampler import SampledTokens, Sampler
+from octavo.execution.step_input import Shape, Staging, StepInput
+from octavo.execution.step_result import step_result
+from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
+from octavo.kernels.ops import Ops
+from octavo.kernels.sampling import LastTokens
+from octavo.models.decoder import DecoderModel
+
+
+class PendingStep:
+    """A step on its way. It may be asked for its result long after the next ones were launched."""
+
+    def __init__(self, step: int, rows: Sequence[RowStep], sampled: Fetch | None, scores: Scores) -> None:
+        self._step, self._rows, self._sampled, self._scores = step, rows, sampled, scores
+
+    def result(self) -> StepResult:
+        """Wait for the step, and for no later one."""
+        if self._sampled is None:
+            return StepResult(self._step, (), prompt_logprobs=self._scores)
+        return step_result(self._step, self._rows, self._sampled.wait(), self._scores)
+
+
+class _Decode(NamedTuple):
+    """A decode step as arrays: the slots of its rows, and the positions of their tokens."""
+
+    slots: np.ndarray
+    starts: np.ndarray
+
+
+class DeviceRunner:
+    """The model, its KV cache and the state of the batch, on one GPU. Launches steps in the order of their plans."""
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        ops: Ops,
+        kv_cache: Sequence[KVLayer],
+        state: DeviceState,
+        sampler: Sampler,
+        graphs: DecodeGraphs | None,
+    ) -> None:
+        """Without ``graphs`` every step launches its kernels one by one."""
+        self.model, self.kv_cache, self.state = model, kv_cache, state
+        self._ops, self._sampler, self._graphs = ops, sampler, graphs
+        self._staging = Staging(state.device)
+        self._entered: dict[int, NewRow] = {}
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Record all graphs, the largest first: the smaller ones then find room in its memory."""
+        if self._graphs is not None:
+            for size in reversed(self._graphs.buckets):
+                self._graphs.get(size)
+
+    def wait(self) -> None:
+        """Wait until the device has nothing to do."""
+        if self.state.device.type == "cuda":
+            torch.cuda.synchronize(self.state.device)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Start ``plan``. Its sampled tokens are then part of the device's state, and on their way to the host."""
+        self.state.update(plan)
+        for row in plan.entering:
+            self._enter(row)
+        self.state.send(self._staging)
+        decode = self._as_decode(plan.rows)
+        if decode is not None and self._graphs is not None:
+            return PendingStep(plan.step, plan.rows, self._replay(decode, self._graphs.get(len(plan.rows))), {})
+        return self._run(plan)
+
+    def _enter(self, row: NewRow) -> None:
+        self._entered[row.slot] = row
+        prompt, output = row.token_ids[: row.num_prompt_tokens], row.token_ids[row.num_prompt_tokens :]
+        self._sampler.add(
+            row.slot,
+            row.params,
+            prompt,
+            output,
+            seed=row.seed,
+            eos_token_ids=row.eos_token_ids,
+            bad_words_token_ids=row.bad_words,
+        )
+
+    def _as_decode(self, rows: Sequence[RowStep]) -> _Decode | None:
+        """The rows as arrays, if each computes one token and samples: then a graph can do it."""
+        if not all(row.samples and row.num_tokens == 1 for row in rows):
+            return None
+        return _Decode(np.array([row.slot for row in rows]), np.array([row.start for row in rows]))
+
+    def _replay(self, decode: _Decode, graph: DecodeGraph) -> Fetch:
+        rows, shape = len(decode.slots), Shape(graph.rows, graph.rows, graph.rows)
+        edits = self._sampler.needs_edits(decode.slots)
+        filters = self._sampler.needs_filters(decode.slots)
+        words = self._staging.take(shape.num_words)
+        inputs = prepare(words.numpy(), shape)
+        self.state.fill_decode(*decode, inputs)
+        if not edits:
+            self._sampler.fast_params(decode.slots, inputs.params[:rows])
+        self._staging.send(words, graph.words)
+        graph.replay()
+        if edits:
+            return self._sample_edited(graph.logits[:rows], decode.slots)
+        if filters:
+            return self._sample(graph.logits[:rows], StepInput.view(graph.words, shape), rows)
+        return Fetch.tokens(graph.tokens[:rows])
+
+    def _run(self, plan: StepPlan) -> PendingStep:
+        """A step of any kind, kernel by kernel."""
+        slots = np.array([row.slot for row in plan.rows if row.samples], dtype=np.int64)
+        edits, filters = self._sampler.needs_edits(slots), self._sampler.needs_filters(slots)
+        shape = Shape(plan.num_tokens, len(plan.rows), len(slots))
+        words = self._staging.take(shape.num_words)
+        host = StepInput.view(words.numpy(), shape)
+        self.state.fill(plan.rows, host)
+        if not edits:
+            self._sampler.fast_params(slots, host.params)
+        inputs = StepInput.view(self._staging.send(words), shape)
+        hidden = self.model(self._forward_batch(plan.rows, inputs))
+        scores = score_prompts(self.model, plan.rows, self._entered, hidden)
+        if not len(slots):
+            return PendingStep(plan.step, plan.rows, None, scores)
+        logits = self.model.raw_logits(hidden.index_select(0, inputs.logit_indices))
+        sampled = self._sample_edited(logits, slots) if edits else self._sample(logits, inputs, len(slots), filters)
+        return PendingStep(plan.step, plan.rows, sampled, scores)
+
+    def _forward_batch(self, rows: Sequence[RowStep], inputs: StepInput[Tensor]) -> ForwardBatch:
+        batch = ForwardBatch(
+            token_ids=self.state.resolve(inputs.token_ids),
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            query_lens=[row.num_tokens for row in rows],
+            context_lens=[row.start + row.num_tokens for row in rows],
+            block_tables=self.state.device_tables,
+            logit_indices=inputs.logit_indices,
+            kv_cache=self.kv_cache,
+            block_size=self.state.block_size,
+            rows=DeviceRows(inputs.query_starts, inputs.context_lens, inputs.table_rows),
+        )
+        batch.attention = self._ops.plan_attention(batch)
+        return batch
+
+    def _sample(self, logits: Tensor, inputs: StepInput[Tensor], rows: int, filters: bool = True) -> Fetch:
+        last = LastTokens(inputs.sample_slots[:rows], self.state.last_tokens)
+        sampled = self._ops.sample(logits, inputs.params[:rows], last, filters=filters)
+        return Fetch.tokens(sampled.token_ids.masked_fill(sampled.bad, -1))
+
+    def _sample_edited(self, logits: Tensor, slots: np.ndarray) -> Fetch:
+        """Rows with penalties, biases, log-probabilities: the sampler's long way."""
+        sampled: SampledTokens = self._sampler.sample(logits.float().clone(), torch.from_numpy(slots))
+        where = torch.from_numpy(slots).pin_memory() if logits.is_cuda else torch.from_numpy(slots)
+        tokens = sampled.token_ids.to(torch.int32)
+        self.state.last_tokens.index_copy_(0, where.to(logits.device, non_blocking=True), tokens)
+        return Fetch.of(sampled)

@@ -1,0 +1,120 @@
+"""The batch as a GPU keeps it: block tables and newest tokens of all slots, changed by the plans' deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.core.plan import NewRow, RowStep, StepPlan
+from octavo.execution.batch import BatchState
+from octavo.execution.step_input import Staging, StepInput
+
+
+class DeviceState(BatchState):
+    """`BatchState` whose block tables are also on the device, and whose sampled tokens are only there.
+
+    The line and the slot after the last are nobody's: rows that fill up a graph use them, and the trash block.
+
+    Attributes:
+        device_tables: int32 ``[max_num_seqs + 1, max_blocks]``.
+        last_tokens: int32 ``[max_num_seqs + 1]``: what each slot sampled last, and is to compute next.
+        trash_block: a block of the cache that belongs to no request.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device, trash_block: int
+    ) -> None:
+        super().__init__(max_num_seqs, max_model_len, block_size, device)
+        self.trash_block = trash_block
+        self._num_known = np.zeros(max_num_seqs, dtype=np.int64)
+        lines, width = max_num_seqs + 1, self.tables.shape[1]
+        self._words = torch.zeros(lines * width + lines, dtype=torch.int32, device=device)
+        self.device_tables = self._words[: lines * width].view(lines, width)
+        self.last_tokens = self._words[lines * width :]
+        self.device_tables[-1] = trash_block
+        self._places: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+
+    @property
+    def nobody(self) -> int:
+        """The slot of rows that fill up a graph."""
+        return len(self.device_tables) - 1
+
+    def update(self, plan: StepPlan) -> None:
+        super().update(plan)
+        self._note_known_tokens(plan.rows)
+
+    def _install(self, row: NewRow) -> None:
+        super()._install(row)
+        self._num_known[row.slot] = len(row.token_ids)
+
+    def _extend(self, slot: int, blocks: Sequence[int]) -> None:
+        if blocks:
+            first = slot * self.tables.shape[1] + int(self._num_blocks[slot])
+            self._note(np.arange(first, first + len(blocks)), np.asarray(blocks))
+        super()._extend(slot, blocks)
+
+    def _note_known_tokens(self, rows: Sequence[RowStep]) -> None:
+        """A row that decodes finds its token in ``last_tokens``: put it there if it was not sampled but given."""
+        given = [r for r in rows if r.num_tokens == 1 and r.start < self._num_known[r.slot]]
+        if given:
+            slots, starts = np.array([r.slot for r in given]), [r.start for r in given]
+            self._note(self.device_tables.numel() + slots, self.tokens[slots, starts])
+
+    def _note(self, places: np.ndarray, values: np.ndarray) -> None:
+        self._places.append(places)
+        self._values.append(values)
+
+    def send(self, staging: Staging) -> None:
+        """Bring to the device what has changed since the last time."""
+        if not self._places:
+            return
+        places, values = np.concatenate(self._places), np.concatenate(self._values)
+        self._places, self._values = [], []
+        words = staging.take(2 * len(places))
+        words.numpy()[:] = np.concatenate((places, values))
+        changes = staging.send(words).view(2, -1)
+        self._words.index_copy_(0, changes[0].long(), changes[1])
+
+    def fill(self, rows: Sequence[RowStep], out: StepInput[np.ndarray]) -> None:
+        """Write all but ``params`` of a step's input."""
+        slots = np.array([row.slot for row in rows])
+        starts = np.array([row.start for row in rows])
+        counts = np.array([row.num_tokens for row in rows])
+        samples = np.array([row.samples for row in rows])
+        ends = np.cumsum(counts)
+        slot_of_token = np.repeat(slots, counts)
+        positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+        known = positions < self._num_known[slot_of_token]
+        out.token_ids[:] = np.where(known, self.tokens[slot_of_token, positions], -1 - slot_of_token)
+        out.positions[:] = positions
+        out.slot_mapping[:] = self._places_of(slot_of_token, positions)
+        out.query_starts[0], out.query_starts[1:] = 0, ends
+        out.context_lens[:] = starts + counts
+        out.table_rows[:] = slots
+        out.logit_indices[:] = ends[samples] - 1
+        out.sample_slots[:] = slots[samples]
+
+    def fill_decode(self, slots: np.ndarray, starts: np.ndarray, out: StepInput[np.ndarray]) -> None:
+        """The same where each row has one token, which is in ``last_tokens``, and samples; ``out`` may have more rows,
+        which compute the trash block's first token.
+        """
+        n = len(slots)
+        out.positions[:n], out.positions[n:] = starts, 0
+        out.slot_mapping[:n] = self._places_of(slots, starts)
+        out.slot_mapping[n:] = self.trash_block * self.block_size
+        out.context_lens[:n], out.context_lens[n:] = starts + 1, 1
+        out.table_rows[:n], out.table_rows[n:] = slots, self.nobody
+        out.sample_slots[:n], out.sample_slots[n:] = slots, -1
+
+    def _places_of(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Where in the cache these tokens belong."""
+        block, offset = np.divmod(positions, self.block_size)
+        return self.tables[slots, block] * self.block_size + offset
+
+    def resolve(self, token_ids: Tensor) -> Tensor:
+        """Token ids with those that stand for what a slot sampled replaced by it."""
+        return torch.where(token_ids < 0, self.last_tokens[(-1 - token_ids).clamp_(min=0)], token_ids)

@@ -1,0 +1,102 @@
+"""What a step needs from the host, packed into one array, so that one copy brings it to the device.
+
+Both sides see the same 32-bit words through the same views: the host fills them as numpy arrays in pinned memory, the
+kernels read them as tensors. In a CUDA graph the tensors' addresses never change, only what the next copy puts there.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.kernels.sampling import PARAM_WORDS
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+class Shape(NamedTuple):
+    """How large a step is: T tokens of R rows, of which S sample."""
+
+    tokens: int
+    rows: int
+    samples: int
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Words of each part of `StepInput`, in order."""
+        t, r, s = self
+        return (PARAM_WORDS * s, t, t, t, r + 1, r, r, s, s)
+
+    @property
+    def num_words(self) -> int:
+        return sum(self.parts)
+
+
+class StepInput(NamedTuple, Generic[Array]):
+    """Views of one array of int32 words.
+
+    Attributes:
+        params: ``[S, PARAM_WORDS]``: records of `octavo.kernels.sampling.PARAMS`.
+        token_ids: ``[T]``; ``-1 - slot`` stands for the token that ``slot`` sampled last, which the host may not know.
+        positions, slot_mapping: ``[T]``; see ``ForwardBatch``.
+        query_starts: ``[R + 1]``. context_lens, table_rows: ``[R]``; see ``DeviceRows``.
+        logit_indices: ``[S]``: the token whose logits each sampling row samples from.
+        sample_slots: ``[S]``: the row's slot; -1 for one that fills up a graph.
+    """
+
+    params: Array
+    token_ids: Array
+    positions: Array
+    slot_mapping: Array
+    query_starts: Array
+    context_lens: Array
+    table_rows: Array
+    logit_indices: Array
+    sample_slots: Array
+
+    @classmethod
+    def view(cls, words: Array, shape: Shape) -> StepInput[Array]:
+        """The parts of ``words``, a one-dimensional array of at least ``shape.num_words``."""
+        ends = accumulate(shape.parts, initial=0)
+        parts = [words[start:end] for start, end in pairwise(ends)]
+        return cls(parts[0].reshape(shape.samples, PARAM_WORDS), *parts[1:])
+
+
+class Staging:
+    """Pinned host memory that is filled anew for each step, a few buffers in turn: a copy from one may still be on its
+    way while the next is filled.
+    """
+
+    def __init__(self, device: torch.device, depth: int = 3) -> None:
+        self._device = device
+        self._buffers = [_host_words(0, device) for _ in range(depth)]
+        self._copied: list[torch.cuda.Event | None] = [None] * depth
+        self._turn = 0
+
+    def take(self, num_words: int) -> Tensor:
+        """An int32 host tensor of ``num_words``, free to be filled. Waits for the copy that used it last."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        event = self._copied[self._turn]
+        if event is not None:
+            event.synchronize()
+        if len(self._buffers[self._turn]) < num_words:
+            self._buffers[self._turn] = _host_words(2 * num_words, self._device)
+        return self._buffers[self._turn][:num_words]
+
+    def send(self, words: Tensor, out: Tensor | None = None) -> Tensor:
+        """Start the copy of what ``take`` gave, to ``out`` or to new memory; the host does not wait."""
+        out = torch.empty(len(words), dtype=torch.int32, device=self._device) if out is None else out
+        out.copy_(words, non_blocking=True)
+        if self._device.type == "cuda":
+            event = self._copied[self._turn] or torch.cuda.Event()
+            event.record()
+            self._copied[self._turn] = event
+        return out
+
+
+def _host_words(count: int, device: torch.device) -> Tensor:
+    return torch.empty(count, dtype=torch.int32, pin_memory=device.type == "cuda")

@@ -1,0 +1,134 @@
+"""The Triton backend: which kernel does which operation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
+from octavo.kernels.triton import activations, embedding, logprobs, matvec, norm, rotary, sampling, small_batch
+from octavo.kernels.triton.attention import PagedAttention
+from octavo.kernels.triton.attention_plan import Scores, TritonPlan
+from octavo.kernels.triton.pdl import use_pdl
+
+
+class TritonOps(ReferenceOps):
+    """`Ops` in Triton kernels and cuBLAS products, for an NVIDIA GPU. One object serves one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attention: PagedAttention | None = None  # made with the first plan, which knows the device
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        return embedding.embedding(ids, weight)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return norm.rms_norm(x, weight, eps, pdl=use_pdl(x.device))
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return norm.add_rms_norm(x, residual, weight, eps, pdl=use_pdl(x.device))
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return activations.silu_mul(gate_up, pdl=use_pdl(gate_up.device))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if matvec.fits(x, weight):
+            return matvec.linear(x, weight, bias)
+        if small_batch.fits(x, weight):
+            return small_batch.linear(x, weight, bias)
+        return super().linear(x, weight, bias)
+
+    def add_norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if matvec.fits(x, weight):
+            return matvec.add_norm_linear(x, residual, norm_weight, eps, weight, bias)
+        return super().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
+
+    def add_norm_gate_up(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if matvec.fits(x, weight):
+            return matvec.add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
+        if small_batch.fits(x, weight):
+            normed, residual = self._add_norm(x, residual, norm_weight, eps)
+            return small_batch.gate_up(normed, weight, bias), residual
+        return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        plan: AttentionPlan,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        kv: KVLayer,
+    ) -> Tensor:
+        own, pdl = _own(plan), use_pdl(qkv.device)
+        return rotary.rotate_and_store(qkv, own.positions, own.slot_mapping, cos_sin, q_norm, k_norm, eps, kv, pdl=pdl)
+
+    def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
+        if self._attention is None:
+            self._attention = PagedAttention(batch.token_ids.device)
+        return TritonPlan(batch)
+
+    def attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        own = _own(plan)
+        assert self._attention is not None  # there is a plan
+        return self._attention.over_cache(q, kv, own, Scores(scale, window, soft_cap))
+
+    def attend(
+        self,
+        qkv: Tensor,
+        plan: AttentionPlan,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        kv: KVLayer,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        q = self.rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
+        scores, pdl = Scores(scale, window, soft_cap), use_pdl(qkv.device)
+        assert self._attention is not None  # there is a plan
+        return self._attention.over_new(q, qkv, kv, _own(plan), scores, pdl=pdl)
+
+    def sample(
+        self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
+    ) -> Sampled:
+        return sampling.sample(logits, params, last, filters)
+
+    def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
+        return logprobs.gather_logprobs(logits, token_ids, k)
+
+
+def _own(plan: AttentionPlan) -> TritonPlan:
+    if not isinstance(plan, TritonPlan):
+        raise TypeError("the plan is not from plan_attention of the same ops")
+    return plan

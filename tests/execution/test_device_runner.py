@@ -1,0 +1,175 @@
+"""The runner for GPUs, here on a CPU, where the kernels are the reference's and a graph is a step run again."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers_engine import tiny_llm
+from helpers_models import make_tiny
+from octavo import LLM, SamplingParams
+from octavo.config import EngineConfig
+from octavo.core.plan import StepPlan
+from octavo.engine import Engine
+from octavo.execution.build import _build_model
+from octavo.execution.build_device import assemble
+from octavo.execution.device_runner import DeviceRunner
+from octavo.execution.graphs import buckets
+from octavo.execution.memory import draw_up
+from octavo.kernels.reference.ops import ReferenceOps
+from octavo.layers.build import Build
+from octavo.outputs import RequestOutput
+from octavo.weights.open import open_checkpoint
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return make_tiny("qwen3", tmp_path_factory.mktemp("device"))[1]
+
+
+def device_engine(path: Path, **options) -> tuple[Engine, DeviceRunner]:
+    """An engine whose steps are run by a ``DeviceRunner``."""
+    options = {"kv_cache_memory": 1 << 20, "dtype": "float32", "debug": True, **options}
+    config = EngineConfig.from_kwargs(str(path), **options).on("cpu")
+    checkpoint = open_checkpoint(path)
+    ops = ReferenceOps()
+    model = _build_model(config, checkpoint, Build(ops, dtype=torch.float32, device=DEVICE), progress=False)
+    ledger = draw_up(model.config, config, dtype="float32", kv_dtype="float32", weights=0, free=1 << 34)
+    runner = assemble(config, model, ops, ledger, torch.float32, DEVICE)
+    return Engine(config, checkpoint.config, runner, ledger, None), runner
+
+
+def run(engine: Engine, work: list[tuple[list[int], SamplingParams]], together: bool = True) -> list[RequestOutput]:
+    done = {}
+    ids = []
+    for prompt, params in work:
+        ids.append(engine.add_request(prompt, params))
+        if not together:
+            done |= {output.request_id: output for output in engine.step()}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            done[output.request_id] = output
+    return [done[name] for name in ids]
+
+
+def work(seed: int, count: int = 9) -> list[tuple[list[int], SamplingParams]]:
+    rng = random.Random(seed)
+    kinds = [
+        {"temperature": 0.0},
+        {"temperature": 0.9, "seed": 5},
+        {"temperature": 1.2, "top_k": 5, "top_p": 0.8, "seed": 7},
+        {"temperature": 0.0, "logprobs": 2},
+        {"temperature": 0.7, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "seed": 1},
+        {"temperature": 0.0, "prompt_logprobs": 1},
+        {"temperature": 0.0, "min_tokens": 4, "stop_token_ids": [3, 4, 5, 6, 7]},
+    ]
+    found = []
+    for i in range(count):
+        options = kinds[i % len(kinds)]
+        prompt = [rng.randrange(3, 131) for _ in range(rng.choice([1, 2, 16, 17, 40]))]
+        found.append((prompt, SamplingParams(max_tokens=rng.randint(4, 24), **options)))
+    return found
+
+
+def as_values(outputs: list[RequestOutput]) -> list[tuple]:
+    return [
+        (
+            o.outputs[0].token_ids,
+            o.outputs[0].finish_reason,
+            logprobs(o.outputs[0].logprobs),
+            logprobs(o.prompt_logprobs),
+        )
+        for o in outputs
+    ]
+
+
+def logprobs(entries) -> list | None:
+    return entries and [
+        entry and {token: (round(value.logprob, 3), value.rank) for token, value in entry.items()} for entry in entries
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"async_scheduling": False}], ids=str)
+def test_the_same_tokens_as_the_plain_runner(path, seed, together, options):
+    print("seed", seed)
+    requests = work(seed)
+    with tiny_llm(path, max_num_seqs=4, max_num_batched_tokens=20, kv_cache_memory=1 << 18) as llm:
+        expected = as_values(run(llm.engine, requests, together))
+    engine, _ = device_engine(path, max_num_seqs=4, max_num_batched_tokens=20, kv_cache_memory=1 << 18, **options)
+    assert as_values(run(engine, requests, together)) == expected
+    engine.shutdown()
+
+
+def test_a_pool_so_small_that_requests_are_preempted(path):
+    requests = [([5 + i] * 20, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)) for i in range(4)]
+    plans: list[StepPlan] = []
+    engine, runner = device_engine(path, max_num_seqs=4, kv_cache_memory=11 * 16 * 3 * 2 * 2 * 16 * 4, max_model_len=64)
+    engine.listeners.append(lambda plan, events: plans.append(plan))
+    found = as_values(run(engine, requests))
+    assert any("Preempted" in type(e).__name__ for plan in plans if plan for e in plan.events)
+    with tiny_llm(path) as llm:
+        assert found == as_values(run(llm.engine, requests))
+
+
+def test_a_decode_step_takes_a_graph_that_is_large_enough(path):
+    engine, runner = device_engine(path, max_num_seqs=7)
+    sizes = []
+    get = runner._graphs.get
+    runner._graphs.get = lambda rows: sizes.append(rows) or get(rows)
+    run(engine, [([7], SamplingParams(temperature=0, max_tokens=3 + i, ignore_eos=True)) for i in range(5)])
+    assert sizes[0] == 5
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(runner._graphs._graphs) == {1, 2, 4, 7}
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8, 40, 64, 100, 256, 1000])
+def test_buckets_waste_little(most):
+    sizes = buckets(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    for rows in range(1, most + 1):
+        size = next(s for s in sizes if s >= rows)
+        assert size < 2 * rows or size - rows < 32
+
+
+def test_rows_that_fill_up_a_graph_touch_no_request(path):
+    engine, runner = device_engine(path, max_num_seqs=4)
+    for layer in runner.kv_cache:
+        for tensor in layer:
+            tensor.fill_(7.0)
+    engine.add_request([9, 8, 7], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    for name in ("a", "b"):
+        engine.add_request([9, 8, 7], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True), request_id=name)
+    for _ in range(6):
+        engine.step()
+    used = {block for request in engine.scheduler.running for block in request.blocks}
+    others = [b for b in range(engine.ledger.num_blocks) if b not in used]
+    assert all((layer.keys[others] == 7.0).all() for layer in runner.kv_cache)
+    engine.shutdown()
+
+
+def test_a_nan_fails_its_request_alone(path):
+    engine, runner = device_engine(path, max_num_seqs=4)
+    embed = runner.model.model.embed_tokens.weight
+    embed.data[100] = torch.nan
+    good, bad = run(
+        engine, [([5, 6], SamplingParams(temperature=0, max_tokens=5)), ([5, 100], SamplingParams(max_tokens=5))]
+    )
+    assert bad.outputs[0].finish_reason == "error"
+    assert good.outputs[0].finish_reason in ("length", "stop")
+
+
+def test_a_device_that_is_not_there_is_refused(path):
+    from octavo.errors import UsageError
+
+    with pytest.raises(UsageError, match="accepted"):
+        LLM(str(path), device="cuda:99")
+    with pytest.raises(UsageError, match="accepted: auto, cpu, cuda"):
+        LLM(str(path), device="gpu")

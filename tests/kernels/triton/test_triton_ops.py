@@ -1,0 +1,52 @@
+"""Whole tiny models on the Triton backend against the same models on the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers_models import VOCAB, PagedDriver, load_tiny, make_tiny
+from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.triton import matvec
+from octavo.kernels.triton.attention_plan import TritonPlan
+from octavo.kernels.triton.matvec_settings import Settings
+from octavo.kernels.triton.ops import TritonOps
+
+STEPS = [  # tokens that each request brings: prompts, a chunk behind a prefix beside decoding, decoding alone
+    {0: 9, 1: 1, 2: 5},
+    {1: 1, 0: 6, 3: 4, 2: 1},
+    {0: 1, 1: 1, 2: 1, 3: 1},
+    {3: 1},
+]
+
+
+@pytest.fixture(autouse=True)
+def large_blocks(interpreted, monkeypatch):
+    """In the interpreter a program costs the same for one row of a weight as for many."""
+    if interpreted:
+        monkeypatch.setattr(matvec, "_choose", lambda *sizes: Settings(rows=64, width=32, warps=4))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-llama3", "llama-bias", "mistral", "qwen3-windows"])
+def test_a_model_computes_the_same_as_on_the_reference(device, tmp_path, name):
+    _, path = make_tiny(name, tmp_path)
+    ours = PagedDriver(load_tiny(path, ops=TritonOps(), device=device), block_size=16)
+    reference = PagedDriver(load_tiny(path, ops=ReferenceOps()), block_size=16)
+    generator = torch.Generator().manual_seed(7)
+    for step in STEPS:
+        rows = {r: torch.randint(VOCAB, (n,), generator=generator).tolist() for r, n in step.items()}
+        found, expected = ours.step(rows), reference.step(rows)
+        for request in rows:
+            torch.testing.assert_close(found[request].cpu(), expected[request], rtol=2e-4, atol=2e-4)
+            assert torch.equal(found[request].cpu().argmax(-1), expected[request].argmax(-1))
+
+
+def test_a_plan_of_other_ops_is_refused(device, tmp_path):
+    _, path = make_tiny("qwen3", tmp_path)
+    model = load_tiny(path, ops=TritonOps(), device=device)
+    driver = PagedDriver(model)
+    batch = driver.batch({0: [1, 2]})
+    assert isinstance(batch.attention, TritonPlan)
+    batch.attention = ReferenceOps().plan_attention(batch)
+    with pytest.raises(TypeError, match="not from plan_attention of the same ops"):
+        model(batch)
