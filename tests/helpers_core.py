@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from octavo.core.blocks import BlockPool
+from octavo.core.blocks import BlockPool, chain_hashes
 from octavo.core.plan import Event, StepPlan, StepResult
-from octavo.core.request import Request
+from octavo.core.request import Request, token_array
 from octavo.core.scheduler import Scheduler
 from octavo.sampling_params import SamplingParams
 
@@ -21,11 +22,16 @@ def make_scheduler(num_blocks: int = 100, block_size: int = 4, caching: bool = T
     return Scheduler(BlockPool(num_blocks, block_size, caching), **options)
 
 
+def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """The hash of a block of these tokens."""
+    return chain_hashes(parent, token_array(token_ids), len(token_ids))[0]
+
+
 def make_request(id_: str, prompt: int | list[int], max_tokens: int = 4, **options: Any) -> Request:
     """A request with the given prompt, or with one of so many tokens that no other request's begins with."""
     tokens = prompt if isinstance(prompt, list) else [1000 + sum(map(ord, id_))] * prompt
     params = options.pop("params", SamplingParams())
-    return Request(id_, list(tokens), params, max_tokens, **options)
+    return Request(id_, token_array(tokens), params, max_tokens, **options)
 
 
 def result_of(plan: StepPlan, token: int = 7, **options: Any) -> StepResult:

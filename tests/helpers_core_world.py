@@ -9,7 +9,7 @@ from random import Random
 from helpers_core_device import EOS, STOP, Device, oracle
 from octavo.core.blocks import BlockPool
 from octavo.core.plan import Admitted, Event, Finished, Preempted, Sampled, StepPlan, Waits
-from octavo.core.request import Request
+from octavo.core.request import Request, token_array
 from octavo.core.scheduler import Scheduler
 from octavo.sampling_params import SamplingParams
 
@@ -104,7 +104,7 @@ class World:
         """Send a request that fits."""
         request = Request(
             id=str(self.num_added),
-            tokens=list(prompt),
+            tokens=token_array(prompt),
             params=params,
             max_tokens=max_tokens,
             eos_token_ids=eos,

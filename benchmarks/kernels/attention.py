@@ -29,7 +29,7 @@ TOLERANCE = 2e-2
 
 HEADS = [(16, 8, 128), (32, 8, 64), (32, 8, 128)]
 TILES = [(64, 4, 2), (64, 4, 4), (128, 4, 2), (32, 4, 4), (16, 1, 6)]
-SPLITS = [(1, 64), (4, 512), (8, 64), (16, 64), (33, 64)]  # of a row at most, keys of each at least
+SPLITS = [(1, 64), (4, 512), (8, 64), (16, 64), (33, 64), (33, 2048)]  # of a row at most, keys of each at least
 PREFILL = [(128, 128, 8, 3), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3)]
 
 
@@ -126,6 +126,8 @@ def decode_cases() -> dict[str, list[int]]:
         "1 x 512": [512],
         "1 x 8192": [8192],
         "8 x 1025": [1025] * 8,
+        "16 x 1025": [1025] * 16,
+        "32 x 1025": [1025] * 32,
         "64 x 100..2000": [rng.randint(100, 2000) for _ in range(64)],
         "256 x 100..2000": [rng.randint(100, 2000) for _ in range(256)],
         "64 x 1025": [1025] * 64,
@@ -138,9 +140,8 @@ def decode(pdl: bool, bandwidth: float) -> None:
     for hq, hk, d in HEADS:
         for name, contexts in decode_cases().items():
             case = Case([(1, context) for context in contexts], hq, hk, d)
-            own = settings(len(contexts), hk, 2 * d, max(contexts), False)
-            tiles = TILES if (hq, d) != (32, 128) else TILES[:3]
-            tried = [own] + [own._replace(tile=t, num_warps=w, num_stages=s) for t, w, s in tiles]
+            own = settings(len(contexts), hk, hq // hk, 2 * d, max(contexts), False)
+            tried = [own] + [own._replace(tile=t, num_warps=w, num_stages=s) for t, w, s in TILES]
             tried += [own._replace(splits=s, min_split=m) for s, m in SPLITS]
             tried += [own._replace(count_arrivals=False)] if own.splits > 1 else []
             results = [(_decode_time(case, s, pdl), s) for s in dict.fromkeys(tried)]

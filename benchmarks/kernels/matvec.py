@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.triton import matvec, small_batch
+from octavo.kernels.triton import matvec
 from octavo.kernels.triton.matvec_settings import Settings, choose
 from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT
@@ -76,15 +76,15 @@ OTHERS: dict[tuple[str, str], list[Settings]] = {
     ("0.6B", "down"): [S(4, 1024, 4), S(8, 256, 8), S(8, 1024, 8), S(8, 512, 8)],
     ("1B", "qkv"): [S(8, 1024, 4), S(16, 256, 8), S(8, 2048, 8), S(4, 1024, 4)],
     ("1B", "o"): [S(8, 256, 4), S(16, 256, 8), S(4, 1024, 4)],
-    ("1B", "gate/up"): [S(4, 1024, 4), S(8, 256, 8), S(2, 1024, 4), S(4, 1024, 4, programs=3, stages=3)],
+    ("1B", "gate/up"): [S(4, 1024, 4), S(8, 256, 8), S(2, 1024, 4)],
     ("1B", "down"): [S(4, 1024, 4), S(2, 2048, 8), S(2, 1024, 4)],
     ("8B", "qkv"): [S(2, 2048, 8), S(8, 2048, 8), S(2, 1024, 4), S(4, 1024, 4)],
     ("8B", "o"): [S(2, 2048, 8), S(8, 2048, 8), S(2, 1024, 4)],
-    ("8B", "gate/up"): [S(1, 1024, 4), S(2, 2048, 8), S(2, 1024, 4), S(2, 1024, 4, programs=2, stages=3)],
+    ("8B", "gate/up"): [S(1, 1024, 4), S(2, 2048, 8), S(2, 1024, 4)],
     ("8B", "down"): [S(2, 2048, 8), S(1, 1024, 4), S(1, 2048, 8, AFTER_SUMS)],
-    ("0.6B", "head"): [S(4, 1024, 4, 2, 3, 4), S(4, 1024, 4, 2, 4, 3), S(8, 1024, 4, 2, 3, 4), S(8, 1024, 4)],
-    ("1B", "head"): [S(4, 1024, 4, 2, 2, 4), S(4, 1024, 4, 2, 4, 3), S(8, 1024, 4, 2, 2, 3), S(4, 1024, 4)],
-    ("8B", "head"): [S(4, 1024, 4, 2, 1, 4), S(2, 1024, 4, 2, 3, 4), S(4, 2048, 8, 2, 2, 3), S(4, 2048, 8)],
+    ("0.6B", "head"): [S(4, 1024, 4), S(16, 256, 8), S(8, 1024, 8)],
+    ("1B", "head"): [S(8, 1024, 4), S(4, 2048, 8), S(2, 1024, 4)],
+    ("8B", "head"): [S(2, 1024, 4), S(2, 2048, 8), S(8, 2048, 8)],
 }
 """Settings that are tried beside the chosen ones."""
 
@@ -109,18 +109,10 @@ class Buffers:
 
     def run(self, x: Tensor, residual: Tensor | None, weight: Tensor, settings: Settings | None) -> tuple:
         """The product with what is fused into it, by these kernels: its result and the stream."""
-        if len(x) > matvec.MAX_TOKENS:
-            return self.run_small_batch(x, residual, weight)
         if self.norm_weight is None:
             return matvec.linear(x, weight, settings=settings), residual
         operation = matvec.add_norm_gate_up if self.product.gated else matvec.add_norm_linear
         return operation(x, residual, self.norm_weight, EPS, weight, settings=settings)
-
-    def run_small_batch(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple:
-        """The norm first, and then the product by matrix instructions."""
-        if self.norm_weight is not None and residual is not None:
-            x, residual = OPS.add_rms_norm(x, residual, self.norm_weight, EPS)
-        return (small_batch.gate_up if self.product.gated else small_batch.linear)(x, weight), residual
 
 
 def _random_weight(product: Product) -> Tensor:
@@ -177,12 +169,6 @@ def alone_us(buffers: Buffers, settings: Settings | None) -> float:
     return graph_us(run, len(weights))
 
 
-def small_batch_us(buffers: Buffers) -> float:
-    weights = buffers.weights * max(1, 40 // len(buffers.weights))
-    run = buffers.run_small_batch
-    return graph_us(lambda: [run(buffers.x, buffers.residual, weight) for weight in weights], len(weights))
-
-
 def cublas_us(buffers: Buffers) -> float:
     weights = buffers.weights * max(1, 40 // len(buffers.weights))
     return graph_us(lambda: [F.linear(buffers.x, weight) for weight in weights], len(weights))
@@ -219,9 +205,6 @@ def report_model(name: str, tokens: int, search: bool) -> None:
 
 def report_alone(name: str, part: Buffers, tokens: int, search: bool) -> None:
     p = part.product
-    if not (matvec.fits(part.x, part.weights[0]) or small_batch.fits(part.x, part.weights[0])):
-        print(f"  {p.name:8} cuBLAS only: {cublas_us(part):7.2f}")
-        return
     with_pdl(False)
     plain = alone_us(part, None)
     with_pdl(True)
@@ -231,8 +214,6 @@ def report_alone(name: str, part: Buffers, tokens: int, search: bool) -> None:
         f"  {p.name:8}          {p.floor:7.2f} {cublas_us(part):7.2f} {plain:7.2f} {early:7.2f}"
         f"  {p.floor / early:4.0%}  {err:.1e}   {choose(p.n, p.k, 2, gated=p.gated, tokens=tokens)}"
     )
-    if 1 < tokens <= matvec.MAX_TOKENS:
-        print(f"      {small_batch_us(part):7.2f}  by matrix instructions")
     for settings in OTHERS[name, p.name] if search and p.name == "head" else ():
         assert error(part, settings) < 6e-3
         print(f"      {alone_us(part, settings):7.2f}  {settings}")
@@ -260,12 +241,12 @@ def report_chain(name: str, parts: Sequence[Buffers], tokens: int, search: bool)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--tokens", type=int, default=1, choices=range(1, small_batch.MAX_TOKENS + 1))
+    parser.add_argument("--tokens", type=int, default=1, choices=range(1, matvec.MAX_TOKENS + 1))
     parser.add_argument("--no-search", action="store_true", help="only the chosen settings")
     args = parser.parse_args()
     torch.manual_seed(0)
     for name in args.models:
-        report_model(name, args.tokens, not args.no_search and args.tokens <= matvec.MAX_TOKENS)
+        report_model(name, args.tokens, not args.no_search)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.core.blocks import BlockPool, chain_hash
+from helpers_core import chain_hash
+from octavo.core.blocks import BlockPool
 
 
 def cached_chain(pool: BlockPool, length: int, name: bytes = b"") -> tuple[list[int], list[bytes]]:
@@ -10,7 +11,7 @@ def cached_chain(pool: BlockPool, length: int, name: bytes = b"") -> tuple[list[
     blocks, hashes, parent = pool.allocate(length), [], name
     for i, block in enumerate(blocks):
         parent = chain_hash(parent, [i])
-        pool.register(block, parent)
+        pool.register([block], [parent])
         hashes.append(parent)
     return blocks, hashes
 
@@ -120,8 +121,8 @@ def test_blocks_without_a_hash_are_reused_before_all_others() -> None:
 def test_a_second_block_of_equal_content_stays_unknown() -> None:
     pool = BlockPool(2, 4)
     one, two = pool.allocate(2)
-    pool.register(one, b"h")
-    pool.register(two, b"h")
+    pool.register([one], [b"h"])
+    pool.register([two], [b"h"])
     assert pool.lookup([b"h"]) == [one]
     assert not pool.is_registered(two)
     pool.check([[one, two]])
@@ -130,8 +131,8 @@ def test_a_second_block_of_equal_content_stays_unknown() -> None:
 def test_a_block_keeps_its_first_hash() -> None:
     pool = BlockPool(1, 4)
     (block,) = pool.allocate(1)
-    pool.register(block, b"h")
-    pool.register(block, b"g")
+    pool.register([block], [b"h"])
+    pool.register([block], [b"g"])
     assert pool.lookup([b"g"]) == []
     pool.check([[block]])
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers_core import make_request
-from octavo.core.blocks import chain_hash
+from helpers_core import chain_hash, make_request
 from octavo.errors import RequestError
 from octavo.sampling_params import SamplingParams
 
@@ -70,5 +69,5 @@ def test_num_remaining_counts_down_to_the_next_sample() -> None:
 )
 def test_why_it_ends(output: list[int], params: SamplingParams, eos: tuple[int, ...], stop: object) -> None:
     request = make_request("a", 4, 3, params=params, eos_token_ids=eos)
-    request.tokens += output
+    request.tokens.extend(output)
     assert request.stop_after(output[-1]) == stop

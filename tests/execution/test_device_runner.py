@@ -110,7 +110,7 @@ def test_the_same_tokens_as_the_plain_runner(path, seed, together, options):
 def test_a_pool_so_small_that_requests_are_preempted(path):
     requests = [([5 + i] * 20, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)) for i in range(4)]
     plans: list[StepPlan] = []
-    engine, runner = device_engine(path, max_num_seqs=4, kv_cache_memory=11 * 16 * 3 * 2 * 2 * 16 * 4, max_model_len=64)
+    engine, _ = device_engine(path, max_num_seqs=4, kv_cache_memory=11 * 16 * 3 * 2 * 2 * 16 * 4, max_model_len=64)
     engine.listeners.append(lambda plan, events: plans.append(plan))
     found = as_values(run(engine, requests))
     assert any("Preempted" in type(e).__name__ for plan in plans if plan for e in plan.events)
@@ -119,7 +119,7 @@ def test_a_pool_so_small_that_requests_are_preempted(path):
 
 
 def test_a_decode_step_takes_a_graph_that_is_large_enough(path):
-    engine, runner = device_engine(path, max_num_seqs=7)
+    engine, _ = device_engine(path, max_num_seqs=7)
     sizes = []
     get = runner._graphs.get
     runner._graphs.get = lambda rows: sizes.append(rows) or get(rows)

@@ -32,7 +32,7 @@ class ByteSize(click.ParamType):
 
 
 _ENGINE: list[Decorator] = [
-    click.option("--device", metavar="NAME", help="auto or cpu."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=click.Choice(["auto", *DTYPES]), help="Floating-point type to compute in."),
     click.option("--tokenizer", metavar="PLACE", help="Where the tokenizer is, if not with the model."),
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub repository."),

@@ -62,9 +62,8 @@ class Batch:
         """Make known the blocks whose tokens are all known and computed, by now or by the steps in flight."""
         full = min(len(request.tokens), request.num_computed) // self._pool.block_size
         if full > request.num_registered and self._pool.enable_caching:
-            hashes = request.hashes(full, self._pool.block_size)
-            for i in range(request.num_registered, full):
-                self._pool.register(request.blocks[i], hashes[i])
+            new = slice(request.num_registered, full)
+            self._pool.register(request.blocks[new], request.hashes(full, self._pool.block_size)[new])
             request.num_registered = full
 
     def leave(self, request: Request) -> None:

@@ -22,9 +22,19 @@ from collections.abc import Iterable, Sequence
 import xxhash
 
 
-def chain_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """The hash (16 bytes) of a full block, given that of the block before it (or the salt, for the first)."""
-    return xxhash.xxh3_128_digest(parent + array("q", token_ids).tobytes())
+def chain_hashes(parent: bytes, token_ids: array[int], block_size: int) -> list[bytes]:
+    """The hashes (16 bytes each) of consecutive full blocks.
+
+    Args:
+        parent: the hash of the block before them, or the salt if they are the first.
+        token_ids: int64, a multiple of ``block_size``.
+    """
+    hashes, content = [], token_ids.tobytes()
+    width = block_size * token_ids.itemsize
+    for start in range(0, len(content), width):
+        parent = xxhash.xxh3_128_digest(parent + content[start : start + width])
+        hashes.append(parent)
+    return hashes
 
 
 class BlockPool:
@@ -94,7 +104,8 @@ class BlockPool:
             raise ValueError(f"{count} blocks wanted, {len(self._free)} free")
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
-            self._forget(block)
+            if self._hash_of[block] is not None:
+                self._forget(block)
             self._refs[block] = 1
         return blocks
 
@@ -105,20 +116,25 @@ class BlockPool:
         is of no use without its head. Blocks without a hash are of no use at all and are reused before all
         others.
         """
+        refs, free = self._refs, self._free
         for block in reversed(blocks):
-            if self._refs[block] <= 0:
+            if refs[block] <= 0:
                 raise ValueError(f"block {block} is released more often than it was taken")
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                self._free[block] = None
+            refs[block] -= 1
+            if refs[block] == 0:
+                free[block] = None
                 if self._hash_of[block] is None:
-                    self._free.move_to_end(block, last=False)
+                    free.move_to_end(block, last=False)
 
-    def register(self, block: int, hash_: bytes) -> None:
-        """Make a full, held block known by its hash. If another one is already, it stays the known one."""
-        if self.enable_caching and self._hash_of[block] is None and hash_ not in self._block_of:
-            self._hash_of[block] = hash_
-            self._block_of[hash_] = block
+    def register(self, blocks: Iterable[int], hashes: Iterable[bytes]) -> None:
+        """Make full, held blocks known by their hashes. Where another one is already, it stays the known one."""
+        if not self.enable_caching:
+            return
+        hash_of, block_of = self._hash_of, self._block_of
+        for block, hash_ in zip(blocks, hashes, strict=True):
+            if hash_of[block] is None and hash_ not in block_of:
+                hash_of[block] = hash_
+                block_of[hash_] = block
 
     def is_registered(self, block: int) -> bool:
         return self._hash_of[block] is not None

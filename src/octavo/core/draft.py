@@ -37,7 +37,7 @@ class Draft:
             NewRow(
                 slot=request.slot,
                 request_id=request.id,
-                token_ids=tuple(request.tokens),
+                token_bytes=request.tokens.tobytes(),
                 num_prompt_tokens=request.num_prompt_tokens,
                 params=request.params,
                 seed=request.seed,

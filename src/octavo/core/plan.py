@@ -22,7 +22,7 @@ class NewRow(msgspec.Struct, frozen=True):
 
     Attributes:
         slot: its row in the device's persistent state until it leaves.
-        token_ids: every token known so far, prompt first.
+        token_bytes: every token known so far, prompt first: int64, as they lie in memory.
         num_prompt_tokens: how many of them are the prompt.
         seed: of its random numbers.
         eos_token_ids: the model's end tokens, as this request sees them (none with ``ignore_eos``).
@@ -32,13 +32,18 @@ class NewRow(msgspec.Struct, frozen=True):
 
     slot: int
     request_id: str
-    token_ids: tuple[int, ...]
+    token_bytes: bytes
     num_prompt_tokens: int
     params: SamplingParams
     seed: int
     eos_token_ids: tuple[int, ...]
     bad_words: tuple[tuple[int, ...], ...]
     block_ids: tuple[int, ...]
+
+    @property
+    def token_ids(self) -> memoryview[int]:
+        """The tokens as a sequence of numbers, without a copy."""
+        return memoryview(self.token_bytes).cast("q")
 
 
 class RowStep(msgspec.Struct, frozen=True):

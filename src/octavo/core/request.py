@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from octavo.core.blocks import chain_hash
+from octavo.core.blocks import chain_hashes
 from octavo.core.plan import Finished
 from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
@@ -18,12 +20,21 @@ class Status(enum.Enum):
     FINISHED = "finished"
 
 
+def token_array(token_ids: Iterable[int]) -> array[int]:
+    """Token ids as int64, one behind the other: they are checked, hashed and copied without a look at each.
+
+    Raises:
+        TypeError, OverflowError: one is no whole number, or too large.
+    """
+    return array("q", token_ids)
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence of tokens that grows: each step moves ``num_computed`` towards ``num_tokens``.
 
     Attributes:
-        tokens: prompt and output as far as their values are known here.
+        tokens: prompt and output as far as their values are known here; see `token_array`.
         num_computed: tokens whose keys and values are in the cache once the steps planned so far have run.
         num_pending: tokens that planned steps will sample and whose values have not arrived yet.
         max_tokens: output tokens at most, after the model's length was taken into account.
@@ -37,7 +48,7 @@ class Request:
     """
 
     id: str
-    tokens: list[int]
+    tokens: array[int]
     params: SamplingParams
     max_tokens: int
     seed: int = 0
@@ -102,10 +113,11 @@ class Request:
 
     def hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """The chained hashes of its first ``num_blocks`` blocks, whose tokens must all be known."""
-        for i in range(len(self.block_hashes), num_blocks):
-            parent = self.block_hashes[-1] if self.block_hashes else self.salt
-            self.block_hashes.append(chain_hash(parent, self.tokens[i * block_size : (i + 1) * block_size]))
-        return self.block_hashes[:num_blocks]
+        known = self.block_hashes
+        if len(known) < num_blocks:
+            tokens = self.tokens[len(known) * block_size : num_blocks * block_size]
+            known += chain_hashes(known[-1] if known else self.salt, tokens, block_size)
+        return known[:num_blocks]
 
     def fail(self, now: float) -> Finished:
         """End it with "error", whatever state it is in."""

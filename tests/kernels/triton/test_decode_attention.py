@@ -120,12 +120,22 @@ def test_deterministic_rows_do_not_depend_on_the_batch(device):
 
 
 def test_settings_fill_the_device_and_bound_the_splits():
-    assert settings(1, 8, 256, 512, False).splits == 8
-    assert settings(1, 8, 256, 100_000, False).splits * 8 >= 264
-    assert settings(256, 8, 256, 40, False).splits == 1
-    long = settings(3, 8, 256, 100_000, True)
+    assert settings(1, 8, 2, 256, 512, False).splits == 8
+    assert settings(1, 8, 2, 256, 100_000, False).splits * 8 >= 264
+    assert settings(256, 8, 2, 256, 40, False).splits == 1
+    assert settings(1, 8, 2, 256, 0, False).splits == 1
+    long = settings(3, 8, 2, 256, 100_000, True)
     assert long.splits * long.min_split >= 100_000
-    assert all(s.min_split % s.tile == 0 for s in (settings(r, 8, 128, 9000, False) for r in (1, 4, 16, 64, 512)))
+    for rows_ in (1, 2, 4, 8, 16, 32, 33, 64, 128, 512):
+        s = settings(rows_, 8, 2, 128, 9000, False)
+        assert s.min_split % s.tile == 0
+        assert 4 <= s.splits <= 33
+
+
+def test_a_batch_that_fills_the_device_splits_only_long_rows():
+    chosen = settings(64, 8, 2, 256, 32768, False)
+    assert chosen.min_split >= 2048
+    assert chosen.splits * chosen.min_split >= 32768
 
 
 LARGE = [(16, 8, 128), (32, 8, 64), (32, 8, 128), (9, 3, 64), (8, 8, 96)]

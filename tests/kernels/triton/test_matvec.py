@@ -11,9 +11,6 @@ from torch import Tensor
 
 from octavo.kernels.triton import matvec
 from octavo.kernels.triton.matvec_settings import (
-    LOOP_ROWS,
-    SHARED_BYTES,
-    STAGE_BYTES,
     TABLE,
     THREAD_BYTES,
     Settings,
@@ -31,8 +28,8 @@ SMALL = [
     (1, 64, 128, Settings(16, 32, 4)),  # four pieces a tile
     (2, 21, 72, Settings(8, 32, 4, AFTER_WAIT)),  # three tiles, the last one in part; the last block, too
     (4, 12, 40, Settings(4, 64, 2, AFTER_SUMS)),
-    (1, 40, 96, Settings(4, 32, 4, AFTER_WAIT, programs=3, stages=3)),  # a loop with a last round in part
-    (1, 18, 24, Settings(4, 32, 4, NEVER, programs=2, stages=4)),
+    (1, 40, 96, Settings(4, 32, 4, AFTER_WAIT)),
+    (1, 18, 24, Settings(4, 32, 4, NEVER)),
 ]
 LARGE = [(1, n, k, None) for n, k, _ in TABLE] + [
     (2, 1001, 18944, None),
@@ -132,13 +129,20 @@ def test_fits_says_what_the_kernels_take(device):
 
     x = torch.empty(matvec.MAX_TOKENS, 64, device=device)
     assert matvec.fits(x, weight())
-    assert matvec.fits(x[:1], weight(LOOP_ROWS, 64))
-    assert not matvec.fits(x, weight(LOOP_ROWS, 64))
+    assert matvec.fits(x[:2], weight(), norm=True)
+    assert not matvec.fits(x, weight(), norm=True)
     assert not matvec.fits(torch.cat((x, x)), weight())
     assert not matvec.fits(x[:0], weight())
     assert not matvec.fits(x, weight().half())
     assert not matvec.fits(x[:, :60].contiguous(), weight(k=60))
     assert not matvec.fits(x, weight(k=128)[:, ::2])
+
+
+def test_large_weights_are_for_few_tokens():
+    assert matvec.most_tokens(1 << 20, 1024, False) == matvec.MAX_TOKENS
+    assert matvec.most_tokens(1 << 26, 1024, False) == 2
+    assert matvec.most_tokens(1 << 20, 2048, True) == 2
+    assert matvec.most_tokens(1 << 26, 4096, True) == 1
 
 
 def test_settings_are_within_bounds():
@@ -149,12 +153,7 @@ def test_settings_are_within_bounds():
         assert all(size & (size - 1) == 0 for size in (s.rows, s.width, s.warps))
         assert s.trigger in (NEVER, FIRST, AFTER_WAIT, AFTER_SUMS)
         block_bytes = s.rows * k * itemsize * (1 + gated)
-        if s.programs:
-            assert n >= LOOP_ROWS
-            assert s.rows == 1 or block_bytes <= STAGE_BYTES
-            assert s.programs == 1 or s.programs * s.stages * block_bytes <= SHARED_BYTES
-        else:
-            assert s.rows == 1 or block_bytes <= THREAD_BYTES * 32 * s.warps
+        assert s.rows == 1 or block_bytes <= THREAD_BYTES * 32 * s.warps
 
 
 @pytest.mark.gpu

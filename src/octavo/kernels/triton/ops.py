@@ -7,7 +7,7 @@ from torch import Tensor
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
-from octavo.kernels.triton import activations, embedding, logprobs, matvec, norm, rotary, sampling, small_batch
+from octavo.kernels.triton import activations, embedding, logprobs, matvec, norm, rotary, sampling
 from octavo.kernels.triton.attention import PagedAttention
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.pdl import use_pdl
@@ -35,8 +35,6 @@ class TritonOps(ReferenceOps):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if matvec.fits(x, weight):
             return matvec.linear(x, weight, bias)
-        if small_batch.fits(x, weight):
-            return small_batch.linear(x, weight, bias)
         return super().linear(x, weight, bias)
 
     def add_norm_linear(
@@ -48,7 +46,7 @@ class TritonOps(ReferenceOps):
         weight: Tensor,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if matvec.fits(x, weight):
+        if matvec.fits(x, weight, norm=True):
             return matvec.add_norm_linear(x, residual, norm_weight, eps, weight, bias)
         return super().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
 
@@ -61,11 +59,8 @@ class TritonOps(ReferenceOps):
         weight: Tensor,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if matvec.fits(x, weight):
+        if matvec.fits(x, weight, norm=True):
             return matvec.add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
-        if small_batch.fits(x, weight):
-            normed, residual = self._add_norm(x, residual, norm_weight, eps)
-            return small_batch.gate_up(normed, weight, bias), residual
         return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
 
     def rotate_and_store(
