@@ -175,11 +175,11 @@ def test_the_core_runs_without_torch() -> None:
     run_without_torch(
         "from octavo.core.blocks import BlockPool\n"
         "from octavo.core.plan import StepResult\n"
-        "from octavo.core.request import Request\n"
+        "from octavo.core.request import Request, token_array\n"
         "from octavo.core.scheduler import Scheduler\n"
         "from octavo.sampling_params import SamplingParams\n"
         "s = Scheduler(BlockPool(8, 4), max_model_len=20, max_num_seqs=2)\n"
-        "s.add(Request('a', [1, 2, 3], SamplingParams(), 2))\n"
+        "s.add(Request('a', token_array([1, 2, 3]), SamplingParams(), 2))\n"
         "for _ in range(2):\n"
         "    s.apply(StepResult(s.plan().step, (5,)))\n"
         "assert not s.has_work()\n"

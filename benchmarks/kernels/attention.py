@@ -1,9 +1,10 @@
 """Attention on a GPU: checked against float32 torch, then timed with several settings.
 
-    python benchmarks/kernels/attention.py [decode|prefill] [--pdl]
+    python benchmarks/kernels/attention.py [decode|fused|prefill] [--pdl]
 
 Decoding is given as a share of the memory's bandwidth (`--bandwidth`, TB/s), prefill in TFLOP/s. Each launch of a chain
-in one CUDA graph reads another copy of the cache, so that keys come from memory.
+in one CUDA graph reads another copy of the cache, so that keys come from memory. The fused part gives, for few rows,
+the time of rotation, cache write and attention behind a product as in a layer, less that of the product alone.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
-from octavo.kernels.triton import fresh_attention, prefill_attention
+from octavo.kernels.triton import decode_fused, fresh_attention, matvec, prefill_attention, rotary
 from octavo.kernels.triton.attention_plan import FreshRow, Scores, TritonPlan
 from octavo.kernels.triton.decode_attention import DecodeAttention, DecodeSettings, settings
+from octavo.kernels.triton.decode_fused import FusedDecode
+from octavo.kernels.triton.pdl import use_pdl
 from octavo.kernels.triton.prefill_attention import PrefillSettings
 
 DEVICE = torch.device("cuda")
@@ -165,7 +168,86 @@ def _decode_line(case: Case, results: list[tuple[float, DecodeSettings]], bandwi
         way = "" if s.count_arrivals else " two kernels"
         return f"{time * 1e6:.1f} us {share:.0%} ({s.tile},{s.num_warps},{s.num_stages}|{s.splits},{s.min_split}{way})"
 
-    return f"own {show(results[0])}; " + "; ".join(show(r) for r in sorted(results[1:])[:3])
+    return f"own {show(results[0])}; " + "; ".join(show(r) for r in sorted(results[1:])[:4])
+
+
+class Layer:
+    """Rotation, cache write and attention behind the product that gives ``qkv``: one row's as in a layer."""
+
+    def __init__(self, contexts: list[int], hq: int, hk: int, d: int) -> None:
+        self.case = Case([(1, context) for context in contexts], hq, hk, d)
+        case, plan = self.case, self.case.plan
+        plan.positions = torch.tensor(contexts, device=DEVICE) - 1
+        block = plan.block_tables.gather(1, plan.positions[:, None] // BLOCK)[:, 0].long()
+        plan.slot_mapping = block * BLOCK + plan.positions % BLOCK
+        self.cos_sin = torch.rand(max(contexts), d, device=DEVICE)
+        self.norms = list(torch.randn(2, d, device=DEVICE, dtype=torch.bfloat16)) if d == 128 else [None, None]
+        hidden = 1024
+        self.x = torch.randn(len(contexts), hidden, device=DEVICE, dtype=torch.bfloat16)
+        shape = (case.qkv.shape[1], hidden)
+        self.weights = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) / hidden**0.5 for _ in range(8)]
+        self.kernel, self.fused = DecodeAttention(DEVICE), FusedDecode(DEVICE)
+        self.pdl = use_pdl(torch.device("cuda", torch.cuda.current_device()))
+
+    def product(self, index: int) -> Tensor:
+        """The queries, keys and values, from another weight each time."""
+        weight = self.weights[index % len(self.weights)]
+        return matvec.linear(self.x, weight) if matvec.fits(self.x, weight) else self.x @ weight.T
+
+    def separate(self, qkv: Tensor, cache: KVLayer) -> Tensor:
+        """By two kernels."""
+        where = self.case.plan.positions, self.case.plan.slot_mapping
+        q = rotary.rotate_and_store(qkv, *where, self.cos_sin, *self.norms, 1e-6, cache, pdl=self.pdl)
+        out = torch.empty_like(self.case.out)
+        self.kernel(q, cache, out, self.case.plan, self.case.scores, pdl=self.pdl)
+        return out
+
+    def together(self, qkv: Tensor, cache: KVLayer, chosen: DecodeSettings) -> Tensor:
+        """By the fused kernel."""
+        around = self.case.plan, self.cos_sin, *self.norms, 1e-6, self.case.scores
+        return self.fused(qkv, cache, *around, pdl=self.pdl, chosen=chosen)
+
+    def check(self, chosen: DecodeSettings) -> None:
+        """Compare both ways. Raises ``AssertionError``."""
+        qkv, cache = self.product(0), self.case.caches[0]
+        together = self.together(qkv, cache, chosen).float()
+        separate = self.separate(qkv, cache).float()
+        error = ((together - separate).norm() / separate.norm()).item()
+        assert error < TOLERANCE, f"error {error:.3g}"
+
+    def time(self, attend: Callable[[Tensor, KVLayer], object] | None) -> float:
+        """Seconds of a product with ``attend`` behind it."""
+        caches = [self.case.caches[i % len(self.case.caches)] for i in range(64)]
+        attend = attend or (lambda qkv, cache: None)
+        return graph_time([lambda i=i, c=c: attend(self.product(i), c) for i, c in enumerate(caches)])  # type: ignore[misc]
+
+    def time_together(self, chosen: DecodeSettings) -> float:
+        """Seconds of a product with the fused kernel behind it, which is checked first."""
+        self.check(chosen)
+        return self.time(lambda qkv, cache: self.together(qkv, cache, chosen))
+
+
+FUSED_SPLITS = [(33, 64), (8, 64), (4, 128), (16, 128), (8, 512)]  # of a row at most, keys of each at least
+FUSED_TILES = [(64, 4, 2), (64, 8, 2), (32, 4, 3), (128, 8, 2), (16, 1, 4)]
+
+
+def fused() -> None:
+    """Print a line for each case: microseconds of both ways, and of the fused kernel with other settings."""
+    for hq, hk, d in HEADS:
+        for contexts in [[128], [512], [1025], [4096], [16384], [1025] * 2, [1025] * 4]:
+            layer = Layer(contexts, hq, hk, d)
+            own = decode_fused.settings(len(contexts) * hk, 2 * d, max(contexts))
+            tried = [own, own._replace(count_arrivals=False)]
+            tried += [own._replace(tile=t, num_warps=w, num_stages=s) for t, w, s in FUSED_TILES]
+            tried += [own._replace(splits=s, min_split=m) for s, m in FUSED_SPLITS]
+            alone = layer.time(None)
+            results = [(layer.time_together(s) - alone, s) for s in dict.fromkeys(tried)]
+            separate = layer.time(layer.separate) - alone
+            name = f"{hq}/{hk} x {d}, {len(contexts)} x {contexts[0]}"
+            print(
+                f"{name}: separate {separate * 1e6:.1f} us; fused " + _decode_line(layer.case, results, 3.09),
+                flush=True,
+            )
 
 
 def prefill(tflops: float) -> None:
@@ -231,17 +313,19 @@ def _prefill_ways(case: Case, fresh: bool, own: PrefillSettings) -> list[tuple[s
 
 
 def main() -> None:
-    """Run the part that is asked for, or both."""
+    """Run the part that is asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=["decode", "prefill"])
+    parser.add_argument("part", nargs="?", choices=["decode", "fused", "prefill"])
     parser.add_argument("--pdl", action="store_true", help="chain the launches by programmatic dependent launch")
     parser.add_argument("--bandwidth", type=float, default=3.09, help="of the memory, TB/s")
     parser.add_argument("--tflops", type=float, default=782, help="of bfloat16 products")
     args = parser.parse_args()
     torch.manual_seed(0)
-    if args.part != "prefill":
+    if args.part in (None, "decode"):
         decode(args.pdl, args.bandwidth)
-    if args.part != "decode":
+    if args.part in (None, "fused"):
+        fused()
+    if args.part in (None, "prefill"):
         prefill(args.tflops)
 
 

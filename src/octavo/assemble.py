@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from octavo.core.plan import Admitted, Event, Finished, Preempted, PromptScored, Sampled, Waits
+from octavo.core.plan import Event, Finished, PromptScored, Sampled
 from octavo.core.request import Request
 from octavo.outputs import CompletionOutput, Logprobs, RequestMetrics, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
 from octavo.text.tokenizer import Tokenizer
+
+_NEWS = (Sampled, PromptScored, Finished)
+"""Events that change what the caller sees."""
 
 
 @dataclass(slots=True)
@@ -104,10 +107,12 @@ class Assembler:
         group = self._groups.get(request_id)
         return [c.request.id for c in group.completions if not c.output.finished] if group else []
 
-    def add(self, request_id: str, prompt: str | None, requests: Sequence[Request]) -> None:
-        """Expect events for ``requests``, the completions of one prompt. Their arrival must have been noted already."""
+    def add(self, request_id: str, prompt: str | None, prompt_ids: list[int], requests: Sequence[Request]) -> None:
+        """Expect events for ``requests``, the completions of one prompt. Their arrival must have been noted already.
+
+        ``prompt_ids`` become part of the output.
+        """
         first = requests[0]
-        prompt_ids = first.tokens[: first.num_prompt_tokens]
         output = RequestOutput(request_id, prompt, prompt_ids, [], False, replace(first.metrics))
         if first.params.prompt_logprobs is not None:
             output.prompt_logprobs = [None] * len(prompt_ids)
@@ -145,11 +150,12 @@ class Assembler:
         changed: dict[str, RequestOutput] = {}
         stopped: list[tuple[str, str]] = []
         for event in events:
-            if event.request_id not in self._members or isinstance(event, Admitted | Preempted | Waits):
+            member = self._members.get(event.request_id)
+            if member is None or not isinstance(event, _NEWS):
                 continue
-            group, completion = self._members[event.request_id]
+            group, completion = member
             if isinstance(event, Sampled):
-                show = _is_shown(ended.get(event.request_id), completion.request.params)
+                show = event.request_id not in ended or _is_shown(ended[event.request_id], completion.request.params)
                 completion.take(event, show=show, tokenizer=self._tokenizer)
                 if completion.matched is not None:
                     stopped.append((event.request_id, completion.matched))
@@ -176,10 +182,9 @@ class Assembler:
             del self._groups[group.output.request_id]
 
 
-def _is_shown(ended: Finished | None, params: SamplingParams) -> bool:
+def _is_shown(ended: Finished, params: SamplingParams) -> bool:
     """A token that stops the completion is not part of its text, unless that was asked for."""
-    stops = ended is not None and ended.reason == "stop"
-    return not stops or params.include_stop_str_in_output
+    return ended.reason != "stop" or params.include_stop_str_in_output
 
 
 def _copy_metrics(group: Group) -> None:

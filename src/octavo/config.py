@@ -22,6 +22,8 @@ MAX_NUM_SEQS = 1 << 16
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in one step, unless asked for: enough for the matrix products to reach their best rate."""
 
+NOT_ON_A_CPU = "deterministic=True is for GPUs: on a CPU the last bits of results depend on the rest of the batch"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
@@ -135,6 +137,8 @@ class EngineConfig:
         async_scheduling: plan step n + 1 while step n runs; None: where the device leaves a core free for that.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
         enforce_eager: launch each kernel of a step on a GPU by itself, without CUDA graphs: to debug.
+        deterministic: on a GPU, a request's tokens and log-probabilities are the same, to the bit, alone and in any
+            batch, however its prompt is cut, cached or recomputed. Slower. A CPU cannot do it.
         load_format: "auto", or "dummy" for random weights from a config alone.
         revision: branch, tag or commit of a hub repository.
         chat_template: a Jinja template instead of the model's own.
@@ -159,6 +163,7 @@ class EngineConfig:
     async_scheduling: bool | None = None
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
+    deterministic: bool = False
     load_format: str = "auto"
     revision: str | None = None
     chat_template: str | None = None
@@ -194,13 +199,15 @@ class EngineConfig:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}: "
                 "each running request needs one token of a step"
             )
-        for name in ("enable_prefix_caching", "enforce_eager", "debug"):
+        for name in ("enable_prefix_caching", "enforce_eager", "deterministic", "debug"):
             _one_of(name, getattr(self, name), (True, False))
         _one_of("async_scheduling", self.async_scheduling, (None, True, False))
         if not isinstance(self.gpu_memory_utilization, int | float) or not 0 < self.gpu_memory_utilization <= 1:
             raise UsageError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1")
         if not isinstance(self.seed, int):
             raise UsageError(f"seed={self.seed!r}; accepted: a whole number")
+        if self.deterministic and self.device == "cpu":
+            raise UsageError(NOT_ON_A_CPU)
 
 
 def _device(name: object) -> None:

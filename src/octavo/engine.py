@@ -102,7 +102,7 @@ class Engine:
             request_id = self._new_id(request_id, params.n)
             requests = self._intake.make_requests(request_id, token_ids, params, priority=priority, salt=cache_salt)
             try:
-                self._queue(request_id, prompt if isinstance(prompt, str) else None, requests)
+                self._queue(request_id, prompt if isinstance(prompt, str) else None, token_ids, requests)
             except BaseException:  # refused, or interrupted half-way
                 self._forget(request_id, requests)
                 raise
@@ -118,11 +118,11 @@ class Engine:
         finally:
             self._lock.release()
 
-    def _queue(self, request_id: str, prompt: str | None, requests: Sequence[Request]) -> None:
+    def _queue(self, request_id: str, prompt: str | None, prompt_ids: list[int], requests: Sequence[Request]) -> None:
         now = time.monotonic()
         for request in requests:
             self.scheduler.add(request, now)
-        self._assembler.add(request_id, prompt, requests)
+        self._assembler.add(request_id, prompt, prompt_ids, requests)
 
     def _forget(self, request_id: str, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -221,11 +221,13 @@ class Engine:
 
     def _give_up(self) -> None:
         """A step failed, so the device's state is unknown: end all requests, forget the cache."""
-        self._executor.wait()
-        self._in_flight.clear()
-        events = self.scheduler.fail_all(time.monotonic())
-        self._assembler.apply(events)
-        self._tell(None, events)
+        try:
+            self._executor.wait()
+        finally:  # a device that is lost cannot be waited for
+            self._in_flight.clear()
+            events = self.scheduler.fail_all(time.monotonic())
+            self._assembler.apply(events)
+            self._tell(None, events)
 
     def shutdown(self) -> None:
         """Abort what runs and let go of the thread. Safe to call twice."""
@@ -256,8 +258,10 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Schedu
     )
 
 
-def build_engine(config: EngineConfig, progress: bool = True) -> Engine:
-    """Find the model, load it, size the cache, and join the rooms.
+def build_engine(
+    config: EngineConfig, progress: bool = True, on_phase: Callable[[str], None] = lambda name: None
+) -> Engine:
+    """Find the model, load it, size the cache, and join the rooms. ``on_phase`` gets each part's name when it is done.
 
     Raises:
         ModelError: the model cannot be found or loaded. OutOfMemoryError: it, or the cache, does not fit.
@@ -269,9 +273,13 @@ def build_engine(config: EngineConfig, progress: bool = True) -> Engine:
     config = config.on(choose_device(config.device))
     path = resolve(config.model, revision=config.revision, progress=progress)
     checkpoint = open_checkpoint(path, weights=config.load_format != "dummy")
+    on_phase("model_opened")
     tokenizer = _find_tokenizer(config, path, progress)
-    runner, ledger = build_runner(config, checkpoint, progress)
-    return Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict())
+    on_phase("tokenizer_loaded")
+    runner, ledger = build_runner(config, checkpoint, progress, on_phase)
+    engine = Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict())
+    on_phase("ready")
+    return engine
 
 
 def _find_tokenizer(config: EngineConfig, path: Path, progress: bool) -> Tokenizer | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from octavo.config import ModelConfig
-from octavo.core.request import Request
+from octavo.core.request import Request, token_array
 from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
 from octavo.sampling_params import SamplingParams
@@ -77,7 +80,8 @@ class Intake:
             RequestError: a parameter does not suit the model.
         """
         self._check_needs_text(params)
-        self._check_token_ids(params, token_ids)
+        tokens = self._as_tokens("the prompt", token_ids)
+        self._check_token_ids(params)
         base = self._seeds.getrandbits(63) if params.seed is None else params.seed
         room = max(self._token_limit - len(token_ids), 1)
         shared: dict[str, Any] = {
@@ -91,7 +95,7 @@ class Intake:
         return [
             Request(
                 id=member_id(request_id, i, params.n),
-                tokens=list(token_ids),
+                tokens=tokens[:],
                 params=params if i == 0 else others,
                 seed=(base + i) & _SEED_MASK,
                 metrics=RequestMetrics(),
@@ -104,20 +108,27 @@ class Intake:
         if self._tokenizer is None and (params.stop or params.bad_words):
             raise RequestError("the model came without a tokenizer; use stop_token_ids in place of stop and bad_words")
 
-    def _check_token_ids(self, params: SamplingParams, prompt: list[int]) -> None:
-        named: dict[str, Iterable[int]] = {
-            "the prompt": prompt,
-            "stop_token_ids": params.stop_token_ids,
-            "allowed_token_ids": params.allowed_token_ids or [],
-            "logit_bias": params.logit_bias or {},
-        }
+    def _check_token_ids(self, params: SamplingParams) -> None:
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            self._as_tokens(name, list(getattr(params, name) or ()))
+
+    def _as_tokens(self, name: str, token_ids: list[int]) -> array[int]:
+        """The ids of ``name`` as the core keeps them; ``RequestError`` if one is none of the vocabulary."""
+        try:
+            tokens = token_array(token_ids)
+        except (TypeError, OverflowError):
+            raise self._refusal(name, token_ids) from None
+        if not tokens:
+            return tokens
+        values = np.frombuffer(tokens, np.int64)
+        if values.min() < 0 or values.max() >= self._vocab_size or _has_booleans(token_ids, values):
+            raise self._refusal(name, token_ids)
+        return tokens
+
+    def _refusal(self, name: str, token_ids: list[Any]) -> RequestError:
         size = self._vocab_size
-        for name, token_ids in named.items():
-            for token_id in token_ids:
-                if type(token_id) is not int or not 0 <= token_id < size:
-                    raise RequestError(
-                        f"{name} has the token id {token_id!r}; accepted: whole numbers from 0 to {size - 1}"
-                    )
+        wrong = next(token for token in token_ids if type(token) is not int or not 0 <= token < size)
+        return RequestError(f"{name} has the token id {wrong!r}; accepted: whole numbers from 0 to {size - 1}")
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Those that the model can spell: a tokenizer may have more tokens than the model."""
@@ -166,7 +177,14 @@ def as_token_ids(prompt: Any) -> list[int]:
     prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes | bytearray):
         raise RequestError(f"a prompt of type {type(prompt).__name__}; accepted: text, or a list of token ids")
-    return [token if type(token) is int else _plain(token) for token in prompt]
+    if operator.countOf(map(type, prompt), int) == len(prompt):  # so it nearly always is
+        return list(prompt)
+    return [_plain(token) for token in prompt]
+
+
+def _has_booleans(token_ids: list[Any], values: np.ndarray) -> bool:
+    """Whether any of ``token_ids``, whose ``values`` are int64, is a truth value: these have become 0 or 1."""
+    return any(isinstance(token_ids[i], bool) for i in np.flatnonzero(values <= 1).tolist())
 
 
 def as_integer(name: str, value: Any) -> int:

@@ -29,7 +29,7 @@ class SamplingParams:
         logit_bias: token id -> number added to its logit.
         allowed_token_ids: only these may be sampled.
         bad_words: strings that may not be produced.
-        seed: the same seed gives the same tokens on the same kind of device, whatever else is in the batch; a GPU and a CPU
+        seed: the same seed draws the same tokens from the same logits, whatever else is in the batch; a GPU and a CPU
             draw different ones from the same distribution. None draws a seed from the engine's.
         max_tokens: at most so many output tokens; None: as many as fit. A request is refused if its prompt and this
             many tokens are longer than the engine allows (vLLM cuts it short).

@@ -94,6 +94,39 @@ def test_latency_as_a_table_and_as_json(model: Path, tmp_path: Path) -> None:
     assert set(table) > {"time to first token", "time per output token", "end to end", "batch size", "torch"}
 
 
+def test_profile_as_tables_and_as_json(model: Path, tmp_path: Path) -> None:
+    path, trace = tmp_path / "report.json", tmp_path / "trace.json"
+    arguments = ["--rows", "2", "--context", "9", "--steps", "3", "--device", "cpu", "--trace", str(trace)]
+    result = call("profile", model, *arguments, "--json", str(path))
+    report = json.loads(path.read_text())
+    found = report["results"]
+    assert report["options"] == {"rows": 2, "context": 9, "steps": 3, "seed": 0}
+    assert (found["unit"], found["rows"], found["recorded"], found["step_time"]["count"]) == ("step", 2, 3, 3)
+    assert found["kernel_time"] == pytest.approx(sum(kernel["seconds"] for kernel in found["kernels"]))
+    assert report["environment"]["device"] == "cpu"
+    assert result.stdout.splitlines()[-1].endswith("others")
+    assert f"  {found['kernels'][0]['name']}" in result.stdout
+    assert trace.stat().st_size > 0
+
+
+def test_profile_of_a_prompt(model: Path) -> None:
+    table = rows(call("profile", model, "--prompt", "300", "--steps", "2", "--device", "cpu"))
+    assert table["tokens a row"] == "300"
+    assert table["prompts recorded"].startswith("1, ")
+
+
+def test_startup_as_a_table_and_as_json(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_NATIVE", "0")
+    path = tmp_path / "report.json"
+    table = rows(call("startup", model, "--runs", "1", "--json", str(path), "--device", "cpu"))
+    report = json.loads(path.read_text())
+    found = report["results"]["cold"]
+    assert (report["benchmark"], report["options"], report["results"]["warm"]) == ("startup", {"runs": 1}, [])
+    assert 0 < found["until_ready"] < found["until_first_token"]
+    assert table["until first token"] == f"{found['until_first_token']:.3f} s"
+    assert table["octavo"] == __version__
+
+
 def test_a_config_alone_is_enough_for_random_weights(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     arguments = ["--load-format", "dummy", "--input-len", "4", "--output-len", "3"]

@@ -29,7 +29,15 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["run", "--help"], ["batch", "-h"], ["bench", "-h"], ["bench", "latency", "-h"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["batch", "-h"],
+        ["bench", "-h"],
+        ["bench", "latency", "-h"],
+        ["bench", "profile", "-h"],
+    ],
 )
 def test_help_imports_neither_torch_nor_transformers(arguments: list[str]) -> None:
     code = (
@@ -78,6 +86,12 @@ BAD_USAGE = {
     "bench latency m --iterations 0": "x>=1",
     "bench latency m --input-len 5:2": "accepted: N from 1, or A:B",
     "bench throughput m --concurrency 2 --max-num-seqs 3": "are the same option",
+    "bench profile m --prompt 9 --rows 2": "accepted without --rows and --context",
+    "bench profile m --rows 9 --max-num-seqs 8": "up to 8 is accepted",
+    "bench profile m --steps 0": "x>=1",
+    "bench profile m --trace /": "'/' is a folder",
+    "bench startup m --runs 0": "x>=1",
+    "bench startup m --max-num-seqs 0": "max_num_seqs=0; accepted: a positive whole number",
     "bench throughput m --json /": "'/' is a folder",
     "run m p --dtype float17": "'auto', 'float32', 'bfloat16', 'float16'",
     "run m p --tmeperature 1": "--temperature",
@@ -112,6 +126,9 @@ BAD_FILES = {
     "run {empty} p": "has no config.json",
     "bench latency {empty}": "has no config.json",
     "batch m {empty}/none.jsonl -o {empty}/out": "none.jsonl': No such file or directory",
+    "bench startup ./nowhere": "./nowhere: no such file or folder",
+    "bench startup {empty}": "has no config.json",
+    "bench profile m --trace {empty}/no/where.json": "no such folder",
     "bench latency m --json {empty}/no/where.json": "no such folder",
     "inspect {empty}": "has no config.json",
 }

@@ -15,7 +15,7 @@ def test_a_request_runs_to_its_end() -> None:
     scheduler.add(make_request("a", 5, 3), now=1.0)
     plan, events = advance(scheduler)
     assert plan.events == (Admitted("a", plan.rows[0].slot, 0),)
-    assert plan.entering[0].token_ids == (1097,) * 5
+    assert tuple(plan.entering[0].token_ids) == (1097,) * 5
     assert (plan.rows[0].start, plan.rows[0].num_tokens, len(plan.rows[0].new_blocks)) == (0, 5, 2)
     assert events == [Sampled("a", 7)]
     assert advance(scheduler)[0].rows[0].start == 5

@@ -59,7 +59,7 @@ def test_a_preempted_request_comes_back_as_a_new_row_with_all_its_tokens() -> No
     assert outputs == {"a": 8, "b": 8, "c": 8}
     assert len(seen) == 2
     first, second = seen
-    assert second.token_ids == (*first.token_ids, 7)  # type: ignore[attr-defined]
+    assert list(second.token_ids) == [*first.token_ids, 7]  # type: ignore[attr-defined]
     assert second.num_prompt_tokens == 8  # type: ignore[attr-defined]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from octavo import SamplingParams
 from octavo.core.plan import NewRow, RowStep, StepPlan, table_checksum
+from octavo.core.request import token_array
 from octavo.execution.batch import BatchState
 from octavo.kernels.forward_batch import KVLayer
 
@@ -15,7 +16,7 @@ SIZE = 4
 
 
 def new_row(slot: int, tokens: range | list[int], blocks: tuple[int, ...] = ()) -> NewRow:
-    return NewRow(slot, f"r{slot}", tuple(tokens), len(tokens), SamplingParams(), 0, (), (), blocks)
+    return NewRow(slot, f"r{slot}", token_array(tokens).tobytes(), len(tokens), SamplingParams(), 0, (), (), blocks)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_a_pool_so_small_that_requests_are_preempted(path):
 
 
 def test_a_decode_step_takes_a_graph_that_is_large_enough(path):
-    engine, _ = device_engine(path, max_num_seqs=7)
+    engine, runner = device_engine(path, max_num_seqs=7)
     sizes = []
     get = runner._graphs.get
     runner._graphs.get = lambda rows: sizes.append(rows) or get(rows)
@@ -173,3 +173,37 @@ def test_a_device_that_is_not_there_is_refused(path):
         LLM(str(path), device="cuda:99")
     with pytest.raises(UsageError, match="accepted: auto, cpu, cuda"):
         LLM(str(path), device="gpu")
+
+
+def test_nan_left_in_a_block_harms_no_later_request(path):
+    engine, runner = device_engine(path, max_num_seqs=2, enable_prefix_caching=False, max_model_len=64)
+    runner.model.model.embed_tokens.weight.data[100] = torch.nan
+    blocks = engine.ledger.num_blocks
+    bad = [([100] * 17, SamplingParams(max_tokens=1))] * blocks
+    assert {o.outputs[0].finish_reason for o in run(engine, bad)} == {"error"}
+    good = run(engine, [([5, 6, 7], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))] * 3)
+    assert {o.outputs[0].finish_reason for o in good} == {"length"}
+
+
+def test_a_launch_that_fails_leaves_no_changes_behind(path, monkeypatch):
+    engine, runner = device_engine(path, max_num_seqs=2)
+    monkeypatch.setattr(runner._sampler, "add", lambda *args, **kwargs: 1 / 0)
+    engine.add_request([5] * 20, SamplingParams(max_tokens=1))
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert runner.state._places == []
+    assert not engine.has_unfinished_requests()
+
+
+def test_requests_end_even_if_the_device_is_lost(path, monkeypatch):
+    engine, runner = device_engine(path, max_num_seqs=2)
+    monkeypatch.setattr(runner, "_run", lambda *args: 1 / 0)
+    monkeypatch.setattr(runner, "wait", lambda: [][0])
+    engine.add_request([5] * 20, SamplingParams(max_tokens=1))
+    with pytest.raises(IndexError):
+        engine.step()
+    assert not engine.has_unfinished_requests()
+
+
+def test_ops_that_wait_for_the_device_are_not_recorded(path):
+    assert not ReferenceOps().graph_safe

@@ -12,6 +12,7 @@ from octavo.execution.logprobs import prompt_logprobs
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
 from octavo.kernels import sampling as seam
+from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.random_numbers import uniform
 from octavo.kernels.reference.sampling import MAX_VOCAB_SIZE
 from octavo.sampling_params import SamplingParams
@@ -314,8 +315,8 @@ def test_a_vocabulary_too_large_for_exact_sums_is_refused():
 
 def test_prompt_logprobs_are_the_same_in_chunks(monkeypatch):
     logits, targets = random_logits(4, 23), torch.arange(23)
-    whole = prompt_logprobs(logits, targets, 5)
+    whole = prompt_logprobs(ReferenceOps(), logits, targets, 5)
     monkeypatch.setattr("octavo.execution.logprobs._CHUNK_BYTES", 4 * VOCAB * 7)
-    assert prompt_logprobs(logits, targets, 5) == whole
+    assert prompt_logprobs(ReferenceOps(), logits, targets, 5) == whole
     for row, found in enumerate(whole):
         check_logprobs(found, logits[row], row, 5)

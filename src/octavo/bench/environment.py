@@ -12,24 +12,25 @@ from typing import TYPE_CHECKING, Any
 from octavo.version import __version__
 
 if TYPE_CHECKING:
-    from octavo.llm import LLM
+    from octavo.engine import Engine
 
 
-def describe_environment(llm: LLM) -> dict[str, Any]:
+def describe_environment(engine: Engine) -> dict[str, Any]:
     """Model, device, dtype, versions, commit and date, as plain values."""
     import torch
 
-    ledger = llm.engine.ledger
+    config, ledger = engine.config, engine.ledger
     return {
-        "model": llm.config.model,
-        "device": "cpu",
+        "model": config.model,
+        "device": config.device,
+        **_gpu(config.device),
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "dtype": _dtype(llm),
+        "dtype": _dtype(engine),
         "kv_cache_tokens": ledger.kv_tokens,
-        "max_num_seqs": llm.config.max_num_seqs,
-        "max_num_batched_tokens": llm.config.max_num_batched_tokens,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
         "octavo": __version__,
         "commit": commit(Path(__file__)),
         "torch": str(torch.__version__),
@@ -39,12 +40,19 @@ def describe_environment(llm: LLM) -> dict[str, Any]:
     }
 
 
-def _dtype(llm: LLM) -> str:
+def _gpu(device: str) -> dict[str, str]:
+    """The GPU's name, if it is one."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+
+
+def _dtype(engine: Engine) -> str:
     import torch
 
     from octavo.execution.build import choose_dtype
 
-    return choose_dtype(llm.config.dtype, llm.engine.model_config.dtype, torch.device(llm.config.device))
+    return choose_dtype(engine.config.dtype, engine.model_config.dtype, torch.device(engine.config.device))
 
 
 def processor_name() -> str:

@@ -17,6 +17,7 @@ from octavo.bench.throughput import Throughput
 from octavo.errors import OctavoError, UsageError
 
 Row = tuple[str, str]
+TEXT_WIDTH = 70
 
 
 def throughput_rows(result: Throughput) -> list[Row]:
@@ -52,6 +53,19 @@ def table(rows: Sequence[Row]) -> str:
     """Aligned lines."""
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def columns(lines: Sequence[Sequence[str]], text: int) -> str:
+    """Lines of the same number of cells, aligned to the right; those of the column ``text`` to the left, and cut to
+    ``TEXT_WIDTH``.
+    """
+    cells = [[cell[:TEXT_WIDTH] if i == text else cell for i, cell in enumerate(line)] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = (
+        [f"{c:{'<' if i == text else '>'}{w}}" for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        for line in cells
+    )
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def throughput_results(result: Throughput) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from octavo.errors import UsageError
 if TYPE_CHECKING:
     from octavo.llm import LLM
 
+ROWS, CONTEXT = 64, 1024
 ONE_TOKEN_MORE = LengthRange(2, 2)  # so that warming up sees a decode step too
 
 
@@ -37,12 +39,15 @@ def _length_option(name: str, default: str, help_: str) -> Decorator:
     return click.option(name, type=Length(), default=default, show_default=True, metavar="N|A:B", help=help_)
 
 
+_json_option = click.option(
+    "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Also write JSON."
+)
+
+
 def _workload_options(input_len: str, output_len: str) -> Decorator:
     def decorate(command: Any) -> Any:
         for option in (
-            click.option(
-                "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Also write JSON."
-            ),
+            _json_option,
             click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens."),
             _length_option("--output-len", output_len, "Output tokens."),
             _length_option("--input-len", input_len, "Prompt tokens."),
@@ -55,7 +60,7 @@ def _workload_options(input_len: str, output_len: str) -> Decorator:
 
 @click.group(no_args_is_help=True)
 def bench() -> None:
-    """Measure throughput or latency with random tokens; --load-format dummy needs no weights, only a config."""
+    """Measure with random tokens; --load-format dummy needs no weights, only a config."""
 
 
 @bench.command(no_args_is_help=True)
@@ -125,17 +130,104 @@ def latency(
         _report(llm, "latency", asked, latency_rows(timings), latency_results(timings), json_file)
 
 
+@bench.command(no_args_is_help=True)
+@click.argument("model")
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Processes to start.")
+@_json_option
+@engine_options
+def startup(model: str, runs: int, json_file: Path | None, **options: Any) -> None:
+    """From the start of a process to a ready engine and to the first token, part by part.
+
+    The first run has no compiled kernels, the others have those that it made. The model is fetched beforehand.
+    """
+    from octavo.bench.report import columns
+    from octavo.bench.startup import measure_startup, startup_columns, startup_results
+    from octavo.config import EngineConfig
+    from octavo.weights.source import resolve
+
+    given = _checked(split_engine_options(options), json_file)
+    config = EngineConfig.from_kwargs(model, **given)
+    resolve(model, revision=config.revision)
+    with _progress("runs", runs) as bar:
+        result = measure_startup(model, given, runs, bar.update)
+    text = columns(startup_columns(result), 0)
+    _show(result.environment, "startup", {"runs": runs}, text, startup_results(result), json_file)
+
+
+@bench.command(no_args_is_help=True)
+@click.argument("model")
+@click.option("--rows", type=click.IntRange(1), metavar="N", help=f"Requests that decode at once.  [default: {ROWS}]")
+@click.option("--context", type=click.IntRange(1), metavar="N", help=f"Tokens of each.  [default: {CONTEXT}]")
+@click.option("--prompt", type=click.IntRange(1), metavar="N", help="Record one prompt of N tokens, not decode steps.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, metavar="N", help="To time and record.")
+@click.option(
+    "--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write a Chrome trace (ui.perfetto.dev)."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens.")
+@_json_option
+@engine_options
+def profile(
+    model: str,
+    rows: int | None,
+    context: int | None,
+    prompt: int | None,
+    steps: int,
+    trace: Path | None,
+    seed: int,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Where a step's time goes, kernel by kernel: of decode steps, or of one prompt."""
+    if prompt is not None and (rows or context):
+        raise UsageError("--prompt is one request; accepted without --rows and --context, which are for decode steps")
+    rows, context = (1, prompt) if prompt is not None else (rows or ROWS, context or CONTEXT)
+    given = _checked({**_with_room(split_engine_options(options), rows), "seed": seed}, json_file, trace)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler tells when it starts and stops
+    with load(model, given) as llm, interrupts_between_steps() as check:
+        from octavo.bench.environment import describe_environment
+        from octavo.bench.profile import Recorder, profile_decode, profile_prompt
+
+        recorder, rng = Recorder(steps, steps if prompt is None else 1, trace, check), random.Random(seed)
+        if prompt is None:
+            result = profile_decode(llm.engine, rows, context, recorder, rng)
+        else:
+            result = profile_prompt(llm.engine, prompt, recorder, rng)
+        asked = {"rows": rows, "context": context} if prompt is None else {"prompt": prompt}
+        environment = describe_environment(llm.engine)
+    from octavo.bench.profile import profile_columns, profile_results, profile_rows
+    from octavo.bench.report import columns, table
+
+    text = f"{table(profile_rows(result))}\n\n{columns(profile_columns(result), 4)}"
+    _show(environment, "profile", {**asked, "steps": steps, "seed": seed}, text, profile_results(result), json_file)
+
+
+def _with_room(given: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The engine's options, with place for ``rows`` requests at once."""
+    from octavo.config import EngineConfig
+
+    most = given.get("max_num_seqs", max(EngineConfig.max_num_seqs, rows))
+    if rows > most:
+        raise UsageError(f"--rows {rows} is more than --max-num-seqs {most}; up to {most} is accepted")
+    return {**given, "max_num_seqs": most}
+
+
 def _engine_options(
     options: dict[str, Any], concurrency: int | None, seed: int, json_file: Path | None
 ) -> dict[str, Any]:
     """The engine's options, once all that can be wrong without a model has been checked."""
-    from octavo.bench.report import check_writable
-
     given = {**split_engine_options(options), "seed": seed}
     if concurrency is not None and given.setdefault("max_num_seqs", concurrency) != concurrency:
         raise UsageError(f"--concurrency {concurrency} and --max-num-seqs {given['max_num_seqs']} are the same option")
-    if json_file is not None:
-        check_writable(json_file)
+    return _checked(given, json_file)
+
+
+def _checked(given: dict[str, Any], *files: Path | None) -> dict[str, Any]:
+    """The options, once the places of the files to write have been looked at."""
+    from octavo.bench.report import check_writable
+
+    for file in files:
+        if file is not None:
+            check_writable(file)
     return given
 
 
@@ -163,11 +255,19 @@ def _report(
     json_file: Path | None,
 ) -> None:
     from octavo.bench.environment import describe_environment
+    from octavo.bench.report import table
+
+    _show(describe_environment(llm.engine), name, asked, table(rows), results, json_file)
+
+
+def _show(
+    environment: dict[str, Any], name: str, asked: dict[str, Any], text: str, results: Any, json_file: Path | None
+) -> None:
+    """Print what was measured on what, and write it."""
     from octavo.bench.report import table, write_json
 
-    environment = describe_environment(llm)
     options = [(key.replace("_", " "), str(value)) for key, value in asked.items()]
     described = [(key.replace("_", " "), str(value)) for key, value in environment.items()]
-    click.echo(f"{table(described)}\n\n{table(options)}\n\n{table(rows)}")
+    click.echo(f"{table(described)}\n\n{table(options)}\n\n{text}")
     if json_file is not None:
         write_json(json_file, {"benchmark": name, "options": asked, "results": results, "environment": environment})

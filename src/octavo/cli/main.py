@@ -19,7 +19,7 @@ from octavo.version import __version__
 COMMANDS = {
     "run": ("octavo.cli.run:run", "Stream an answer, or chat."),
     "batch": ("octavo.cli.batch:batch", "Run a file of OpenAI batch requests; resumable."),
-    "bench": ("octavo.cli.bench:bench", "Measure throughput or latency."),
+    "bench": ("octavo.cli.bench:bench", "Measure throughput, latency, start, or where a step's time goes."),
     "inspect": ("octavo.cli.inspect:inspect", "Show what a model is and what fits in memory."),
     "pull": ("octavo.cli.pull:pull", "Fetch a model and print where it is."),
 }

@@ -31,15 +31,14 @@ class BatchState:
         self.tokens = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int32)
         self.tables = np.zeros((max_num_seqs, -(-max_model_len // block_size) + 1), dtype=np.int32)
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
-        self._ends = np.zeros(max_num_seqs, dtype=np.int64)
 
     def update(self, plan: StepPlan) -> None:
         """Take in what the plan changes. Raises ``AssertionError`` if its checksum says that the two sides differ."""
         for row in plan.entering:
             self._install(row)
         for step in plan.rows:
-            self._extend(step.slot, step.new_blocks)
-            self._ends[step.slot] = step.start + step.num_tokens
+            if step.new_blocks:
+                self._extend(step.slot, step.new_blocks)
         if plan.checksum is not None:
             assert plan.checksum == self.checksum(plan.rows), (
                 f"step {plan.step}: the device's block tables are not the core's"
@@ -59,8 +58,8 @@ class BatchState:
 
     def checksum(self, rows: Sequence[RowStep]) -> int:
         """Of the tables of the rows of a plan; see `octavo.core.plan.table_checksum`."""
-        slots = sorted(row.slot for row in rows)
-        return table_checksum((s, int(self._ends[s]), self.tables[s, : self._num_blocks[s]].tolist()) for s in slots)
+        ends = sorted((row.slot, row.start + row.num_tokens) for row in rows)
+        return table_checksum((s, end, self.tables[s, : self._num_blocks[s]].tolist()) for s, end in ends)
 
     def forward_batch(self, rows: Sequence[RowStep], kv_cache: Sequence[KVLayer]) -> ForwardBatch:
         """The model's input for these rows. Index arithmetic is done once here, for all rows together."""

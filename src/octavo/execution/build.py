@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -44,9 +45,13 @@ def choose_device(asked: str) -> str:
 
 
 def build_runner(
-    config: EngineConfig, checkpoint: Checkpoint, progress: bool = False
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    progress: bool = False,
+    on_phase: Callable[[str], None] = lambda name: None,
 ) -> tuple[Runner | DeviceRunner, Ledger]:
-    """Load the model and set up all state that a step needs. ``config`` is fitted to its device.
+    """Load the model and set up all state that a step needs. ``config`` is fitted to its device. ``on_phase`` gets the
+    name of each part when it is done.
 
     Raises:
         ModelError: the checkpoint is damaged or of an unknown architecture.
@@ -55,14 +60,18 @@ def build_runner(
     model_config, device = checkpoint.config, torch.device(config.device)
     dtype = choose_dtype(config.dtype, model_config.dtype, device)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    ops = for_device(device)
+    ops = for_device(device, deterministic=config.deterministic)
+    on_phase("kernels_loaded")
     model = _build_model(config, checkpoint, Build(ops, dtype=getattr(torch, dtype), device=device), progress)
+    on_phase("weights_loaded")
     if device.type == "cuda":
-        return build_device_runner(config, model, ops, dtype, kv_dtype, device)
+        return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
     ledger = draw_up(
         model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=param_bytes(model), free=free_memory()
     )
-    return _assemble(config, model, ops, ledger, getattr(torch, kv_dtype), device), ledger
+    runner = _assemble(config, model, ops, ledger, getattr(torch, kv_dtype), device)
+    on_phase("kv_cache_allocated")
+    return runner, ledger
 
 
 def choose_dtype(asked: str, stored: str, device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """A runner for a GPU: measure what a step takes, give the rest to the KV cache, record the graphs.
 
 Memory is measured, not estimated: the largest step that can come is run once before the cache is made. So the cache can
-take all that is left of the share that it may have, and no later step runs out of memory.
+take all that is left of the share that it may have. Not in it: what penalties remember of long prompts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import OutOfMemoryError
+from octavo.execution.current import current
 from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.device_state import DeviceState
-from octavo.execution.graphs import DecodeGraphs
+from octavo.execution.graphs import DecodeGraphs, buckets
 from octavo.execution.kv_cache import allocate_kv_cache
 from octavo.execution.memory import Ledger, draw_up, size_text, tokens_per_step
 from octavo.execution.sampler import Sampler
@@ -26,29 +27,43 @@ from octavo.kernels.sampling import PARAMS
 from octavo.models.decoder import DecoderModel
 from octavo.models.loading import param_bytes
 
-GRAPH_COPIES = 3
-"""Graphs keep their own memory. Those of all sizes fit into so many times what the largest decode step takes, which is
-little beside a prefill."""
-
-MARGIN = 128 << 20
+MARGIN = 256 << 20
 """Bytes left for libraries that take memory when they are first used, and for fragmentation."""
 
 
 def build_device_runner(
-    config: EngineConfig, model: DecoderModel, ops: Ops, dtype: str, kv_dtype: str, device: torch.device
+    config: EngineConfig,
+    model: DecoderModel,
+    ops: Ops,
+    dtype: str,
+    kv_dtype: str,
+    device: torch.device,
+    on_phase: Callable[[str], None] = lambda name: None,
 ) -> tuple[DeviceRunner, Ledger]:
-    """Everything but the weights, which are loaded.
+    """Everything but the weights, which are loaded. ``on_phase`` gets the name of each part when it is done.
 
     Raises:
         OutOfMemoryError: a step, or the KV cache that was asked for, does not fit.
     """
-    workspace = measure_workspace(config, model, ops, getattr(torch, kv_dtype), device)
+    with current(device):
+        workspace = measure_workspace(config, model, ops, getattr(torch, kv_dtype), device)
+    on_phase("memory_measured")
     free, total = torch.cuda.mem_get_info(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - workspace
     sizes = {"weights": param_bytes(model), "free": free, "workspace": workspace, "budget": budget}
     ledger = draw_up(model.config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
-    runner = assemble(config, model, ops, ledger, getattr(torch, kv_dtype), device)
-    runner.warm_up()
+    try:
+        runner = assemble(config, model, ops, ledger, getattr(torch, kv_dtype), device)
+        on_phase("kv_cache_allocated")
+        runner.warm_up()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise OutOfMemoryError(
+            f"the KV cache of {size_text(ledger.kv_cache)} and the state of {config.max_num_seqs} requests of up to "
+            f"{ledger.max_model_len} tokens do not fit beside the weights; lower kv_cache_memory, max_num_seqs or "
+            "max_model_len"
+        ) from None
+    if not config.enforce_eager:
+        on_phase("graphs_recorded")
     return runner, ledger
 
 
@@ -61,7 +76,8 @@ def assemble(
     state = DeviceState(seqs, length, ledger.block_size, device, trash_block=ledger.num_blocks)
     graphs = DecodeGraphs(model, ops, state, kv_cache, max_num_seqs=seqs, max_model_len=length)
     sampler = Sampler(seqs, model.config.vocab_size, device, ops)
-    return DeviceRunner(model, ops, kv_cache, state, sampler, None if config.enforce_eager else graphs)
+    eager = config.enforce_eager or (device.type == "cuda" and not ops.graph_safe)
+    return DeviceRunner(model, ops, kv_cache, state, sampler, None if eager else graphs)
 
 
 def measure_workspace(
@@ -82,7 +98,14 @@ def measure_workspace(
             f"a step of {tokens_per_step(config)} tokens does not fit beside the weights; {size_text(free)} are free. "
             "Lower max_num_batched_tokens or max_num_seqs"
         ) from None
-    return prefill + GRAPH_COPIES * sampling + MARGIN
+    graphs = 0 if config.enforce_eager else sampling + graph_logits_bytes(config, model)
+    return max(prefill, sampling) + graphs + MARGIN
+
+
+def graph_logits_bytes(config: EngineConfig, model: DecoderModel) -> int:
+    """What the graphs of all sizes do not share."""
+    itemsize = model.model.norm.weight.element_size()
+    return sum(buckets(config.max_num_seqs)) * model.config.vocab_size * itemsize
 
 
 def _peak(device: torch.device, work: Callable[[], int]) -> int:
@@ -132,5 +155,5 @@ def _sample(config: EngineConfig, model: DecoderModel, ops: Ops, device: torch.d
     params = np.zeros(rows, PARAMS)
     params["temperature"], params["top_k"], params["top_p"] = 1.0, 50, 0.9
     words = torch.from_numpy(params.view(np.int32).reshape(rows, -1)).to(device)
-    ops.sample(model.raw_logits(hidden).float().clone(), words, filters=True)
+    ops.sample(model.raw_logits(hidden).to(torch.float32, copy=True), words, filters=True)
     return 0

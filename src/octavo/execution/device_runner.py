@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
+from octavo.execution.current import current
 from octavo.execution.device_state import DeviceState
 from octavo.execution.fetch import Fetch
 from octavo.execution.graphs import DecodeGraph, DecodeGraphs, prepare
+from octavo.execution.kv_cache import clear_unfilled
 from octavo.execution.prompt_scores import Scores, score_prompts
 from octavo.execution.sampler import SampledTokens, Sampler
-from octavo.execution.step_input import Shape, Staging, StepInput
+from octavo.execution.step_input import Rows, Shape, Staging, StepInput
 from octavo.execution.step_result import step_result
 from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
 from octavo.kernels.ops import Ops
@@ -34,13 +35,6 @@ class PendingStep:
         if self._sampled is None:
             return StepResult(self._step, (), prompt_logprobs=self._scores)
         return step_result(self._step, self._rows, self._sampled.wait(), self._scores)
-
-
-class _Decode(NamedTuple):
-    """A decode step as arrays: the slots of its rows, and the positions of their tokens."""
-
-    slots: np.ndarray
-    starts: np.ndarray
 
 
 class DeviceRunner:
@@ -65,8 +59,9 @@ class DeviceRunner:
     def warm_up(self) -> None:
         """Record all graphs, the largest first: the smaller ones then find room in its memory."""
         if self._graphs is not None:
-            for size in reversed(self._graphs.buckets):
-                self._graphs.get(size)
+            with current(self.state.device):
+                for size in reversed(self._graphs.buckets):
+                    self._graphs.get(size)
 
     def wait(self) -> None:
         """Wait until the device has nothing to do."""
@@ -76,14 +71,25 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """Start ``plan``. Its sampled tokens are then part of the device's state, and on their way to the host."""
+        with current(self.state.device):
+            try:
+                return self._launch(plan)
+            except BaseException:
+                self.state.forget_changes()
+                raise
+
+    def _launch(self, plan: StepPlan) -> PendingStep:
         self.state.update(plan)
         for row in plan.entering:
             self._enter(row)
+        rows = Rows.of(plan.rows)
+        self.state.note_given_tokens(rows)
         self.state.send(self._staging)
-        decode = self._as_decode(plan.rows)
-        if decode is not None and self._graphs is not None:
-            return PendingStep(plan.step, plan.rows, self._replay(decode, self._graphs.get(len(plan.rows))), {})
-        return self._run(plan)
+        if not self._ops.reads_contexts_only:
+            clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
+        if self._graphs is not None and rows.decode:
+            return PendingStep(plan.step, plan.rows, self._replay(rows, self._graphs.get(len(plan.rows))), {})
+        return self._run(plan, rows)
 
     def _enter(self, row: NewRow) -> None:
         self._entered[row.slot] = row
@@ -98,19 +104,13 @@ class DeviceRunner:
             bad_words_token_ids=row.bad_words,
         )
 
-    def _as_decode(self, rows: Sequence[RowStep]) -> _Decode | None:
-        """The rows as arrays, if each computes one token and samples: then a graph can do it."""
-        if not all(row.samples and row.num_tokens == 1 for row in rows):
-            return None
-        return _Decode(np.array([row.slot for row in rows]), np.array([row.start for row in rows]))
-
-    def _replay(self, decode: _Decode, graph: DecodeGraph) -> Fetch:
+    def _replay(self, decode: Rows, graph: DecodeGraph) -> Fetch:
         rows, shape = len(decode.slots), Shape(graph.rows, graph.rows, graph.rows)
         edits = self._sampler.needs_edits(decode.slots)
         filters = self._sampler.needs_filters(decode.slots)
         words = self._staging.take(shape.num_words)
         inputs = prepare(words.numpy(), shape)
-        self.state.fill_decode(*decode, inputs)
+        self.state.fill_decode(decode.slots, decode.starts, inputs)
         if not edits:
             self._sampler.fast_params(decode.slots, inputs.params[:rows])
         self._staging.send(words, graph.words)
@@ -121,18 +121,19 @@ class DeviceRunner:
             return self._sample(graph.logits[:rows], StepInput.view(graph.words, shape), rows)
         return Fetch.tokens(graph.tokens[:rows])
 
-    def _run(self, plan: StepPlan) -> PendingStep:
+    def _run(self, plan: StepPlan, rows: Rows) -> PendingStep:
         """A step of any kind, kernel by kernel."""
-        slots = np.array([row.slot for row in plan.rows if row.samples], dtype=np.int64)
+        slots = rows.slots[rows.samples]
         edits, filters = self._sampler.needs_edits(slots), self._sampler.needs_filters(slots)
-        shape = Shape(plan.num_tokens, len(plan.rows), len(slots))
+        shape = Shape(int(rows.counts.sum()), len(plan.rows), len(slots))
         words = self._staging.take(shape.num_words)
         host = StepInput.view(words.numpy(), shape)
-        self.state.fill(plan.rows, host)
+        unresolved = self.state.fill(rows, host)
         if not edits:
             self._sampler.fast_params(slots, host.params)
         inputs = StepInput.view(self._staging.send(words), shape)
-        hidden = self.model(self._forward_batch(plan.rows, inputs))
+        token_ids = self.state.resolve(inputs.token_ids) if unresolved else inputs.token_ids
+        hidden = self.model(self._forward_batch(rows, token_ids, inputs))
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         if not len(slots):
             return PendingStep(plan.step, plan.rows, None, scores)
@@ -140,13 +141,13 @@ class DeviceRunner:
         sampled = self._sample_edited(logits, slots) if edits else self._sample(logits, inputs, len(slots), filters)
         return PendingStep(plan.step, plan.rows, sampled, scores)
 
-    def _forward_batch(self, rows: Sequence[RowStep], inputs: StepInput[Tensor]) -> ForwardBatch:
+    def _forward_batch(self, rows: Rows, token_ids: Tensor, inputs: StepInput[Tensor]) -> ForwardBatch:
         batch = ForwardBatch(
-            token_ids=self.state.resolve(inputs.token_ids),
+            token_ids=token_ids,
             positions=inputs.positions,
             slot_mapping=inputs.slot_mapping,
-            query_lens=[row.num_tokens for row in rows],
-            context_lens=[row.start + row.num_tokens for row in rows],
+            query_lens=rows.counts.tolist(),
+            context_lens=(rows.starts + rows.counts).tolist(),
             block_tables=self.state.device_tables,
             logit_indices=inputs.logit_indices,
             kv_cache=self.kv_cache,
@@ -163,7 +164,7 @@ class DeviceRunner:
 
     def _sample_edited(self, logits: Tensor, slots: np.ndarray) -> Fetch:
         """Rows with penalties, biases, log-probabilities: the sampler's long way."""
-        sampled: SampledTokens = self._sampler.sample(logits.float().clone(), torch.from_numpy(slots))
+        sampled: SampledTokens = self._sampler.sample(logits.to(torch.float32, copy=True), torch.from_numpy(slots))
         where = torch.from_numpy(slots).pin_memory() if logits.is_cuda else torch.from_numpy(slots)
         tokens = sampled.token_ids.to(torch.int32)
         self.state.last_tokens.index_copy_(0, where.to(logits.device, non_blocking=True), tokens)

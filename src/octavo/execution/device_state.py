@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.core.plan import NewRow, RowStep, StepPlan
+from octavo.core.plan import NewRow
 from octavo.execution.batch import BatchState
-from octavo.execution.step_input import Staging, StepInput
+from octavo.execution.step_input import Rows, Staging, StepInput
 
 
 class DeviceState(BatchState):
@@ -35,17 +35,14 @@ class DeviceState(BatchState):
         self.device_tables = self._words[: lines * width].view(lines, width)
         self.last_tokens = self._words[lines * width :]
         self.device_tables[-1] = trash_block
-        self._places: list[np.ndarray] = []
-        self._values: list[np.ndarray] = []
+        # Changes that are not on the device yet: words of ``_words``, and what comes there.
+        self._places: list[int] = []
+        self._values: list[int] = []
 
     @property
     def nobody(self) -> int:
         """The slot of rows that fill up a graph."""
         return len(self.device_tables) - 1
-
-    def update(self, plan: StepPlan) -> None:
-        super().update(plan)
-        self._note_known_tokens(plan.rows)
 
     def _install(self, row: NewRow) -> None:
         super()._install(row)
@@ -54,42 +51,42 @@ class DeviceState(BatchState):
     def _extend(self, slot: int, blocks: Sequence[int]) -> None:
         if blocks:
             first = slot * self.tables.shape[1] + int(self._num_blocks[slot])
-            self._note(np.arange(first, first + len(blocks)), np.asarray(blocks))
+            self._places += range(first, first + len(blocks))
+            self._values += blocks
         super()._extend(slot, blocks)
 
-    def _note_known_tokens(self, rows: Sequence[RowStep]) -> None:
+    def note_given_tokens(self, rows: Rows) -> None:
         """A row that decodes finds its token in ``last_tokens``: put it there if it was not sampled but given."""
-        given = [r for r in rows if r.num_tokens == 1 and r.start < self._num_known[r.slot]]
-        if given:
-            slots, starts = np.array([r.slot for r in given]), [r.start for r in given]
-            self._note(self.device_tables.numel() + slots, self.tokens[slots, starts])
-
-    def _note(self, places: np.ndarray, values: np.ndarray) -> None:
-        self._places.append(places)
-        self._values.append(values)
+        given = (rows.counts == 1) & (rows.starts < self._num_known[rows.slots])
+        if given.any():
+            slots = rows.slots[given]
+            self._places += (self.device_tables.numel() + slots).tolist()
+            self._values += self.tokens[slots, rows.starts[given]].tolist()
 
     def send(self, staging: Staging) -> None:
         """Bring to the device what has changed since the last time."""
         if not self._places:
             return
-        places, values = np.concatenate(self._places), np.concatenate(self._values)
+        words = staging.take(2 * len(self._places))
+        words.numpy()[:] = self._places + self._values
         self._places, self._values = [], []
-        words = staging.take(2 * len(places))
-        words.numpy()[:] = np.concatenate((places, values))
         changes = staging.send(words).view(2, -1)
         self._words.index_copy_(0, changes[0].long(), changes[1])
 
-    def fill(self, rows: Sequence[RowStep], out: StepInput[np.ndarray]) -> None:
-        """Write all but ``params`` of a step's input."""
-        slots = np.array([row.slot for row in rows])
-        starts = np.array([row.start for row in rows])
-        counts = np.array([row.num_tokens for row in rows])
-        samples = np.array([row.samples for row in rows])
+    def forget_changes(self) -> None:
+        """Of a step that failed before they were sent: they must not come with those of the next one."""
+        self._places, self._values = [], []
+
+    def fill(self, rows: Rows, out: StepInput[np.ndarray]) -> bool:
+        """Write all but ``params`` of a step's input; whether a token id in it is one that ``resolve`` replaces."""
+        slots, starts, counts, samples = rows
         ends = np.cumsum(counts)
+        begins = ends - counts
         slot_of_token = np.repeat(slots, counts)
-        positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
-        known = positions < self._num_known[slot_of_token]
-        out.token_ids[:] = np.where(known, self.tokens[slot_of_token, positions], -1 - slot_of_token)
+        positions = np.arange(ends[-1]) + np.repeat(starts - begins, counts)
+        np.take(self.tokens, slot_of_token * self.tokens.shape[1] + positions, out=out.token_ids, mode="clip")
+        unknown = starts >= self._num_known[slots]  # a token that was sampled is the only one of its row
+        out.token_ids[begins[unknown]] = -1 - slots[unknown]
         out.positions[:] = positions
         out.slot_mapping[:] = self._places_of(slot_of_token, positions)
         out.query_starts[0], out.query_starts[1:] = 0, ends
@@ -97,6 +94,7 @@ class DeviceState(BatchState):
         out.table_rows[:] = slots
         out.logit_indices[:] = ends[samples] - 1
         out.sample_slots[:] = slots[samples]
+        return bool(unknown.any())
 
     def fill_decode(self, slots: np.ndarray, starts: np.ndarray, out: StepInput[np.ndarray]) -> None:
         """The same where each row has one token, which is in ``last_tokens``, and samples; ``out`` may have more rows,
@@ -112,8 +110,9 @@ class DeviceState(BatchState):
 
     def _places_of(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Where in the cache these tokens belong."""
-        block, offset = np.divmod(positions, self.block_size)
-        return self.tables[slots, block] * self.block_size + offset
+        block = positions // self.block_size
+        offset = positions - block * self.block_size
+        return self.tables.take(slots * self.tables.shape[1] + block) * self.block_size + offset
 
     def resolve(self, token_ids: Tensor) -> Tensor:
         """Token ids with those that stand for what a slot sampled replaced by it."""

@@ -25,15 +25,18 @@ from octavo.kernels.ops import Ops
 from octavo.kernels.sampling import LastTokens
 from octavo.models.decoder import DecoderModel
 
-_SMALL = (1, 2, 4, 8)
-_STEP = 16
-_LARGE_STEP = 32
-_LARGE = 64
+_SMALL = (1, 2, 4, 8, 16, 32, 48, 64)
+_STEP = 32
 
 
 def buckets(max_num_seqs: int) -> list[int]:
-    """For how many rows there are graphs: few enough to record all, close enough to waste little."""
-    sizes = [*_SMALL, *range(_STEP, _LARGE, _STEP), *range(_LARGE, max_num_seqs, _LARGE_STEP)]
+    """For how many rows there are graphs: few enough to record all, close enough to waste little.
+
+    From 64 on in steps of 32, from 256 on in steps of an eighth to a quarter.
+    """
+    sizes = list(_SMALL)
+    while sizes[-1] < max_num_seqs:
+        sizes.append(sizes[-1] + max(_STEP, (1 << sizes[-1].bit_length()) // 8))
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 
@@ -56,7 +59,9 @@ class DecodeGraph:
 
 
 class DecodeGraphs:
-    """The graphs of all sizes, recorded when first wanted or beforehand; they share their memory."""
+    """The graphs of all sizes, recorded when first wanted or beforehand. They share the memory of all but their logits
+    and tokens.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class DecodeGraphs:
         self._words = torch.zeros(largest.num_words, dtype=torch.int32, device=state.device)
         self._graphs: dict[int, DecodeGraph] = {}
         self._pool: Any = None  # of memory; known once there is a graph
+        self._stream: torch.cuda.Stream | None = None
 
     def get(self, rows: int) -> DecodeGraph:
         """The graph for ``rows`` rows, at most ``max_num_seqs``."""
@@ -123,13 +129,13 @@ class DecodeGraphs:
         """Record ``step``; its results, and a function that computes them again in the same place."""
         if self._state.device.type != "cuda":
             return _repeat(step)
-        stream = torch.cuda.Stream()
+        self._stream = stream = self._stream or torch.cuda.Stream()  # each has library workspaces of its own
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()  # compiles kernels, sets up libraries: not to be recorded
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             logits, tokens = step()
         self._pool = self._pool or graph.pool()
         return logits, tokens, graph.replay

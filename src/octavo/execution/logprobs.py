@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from octavo.execution.transfer import to_device
-from octavo.kernels.reference.sampling import gather_logprobs
+from octavo.kernels.ops import Ops
 from octavo.kernels.sampling import Logprobs
 
 _CHUNK_BYTES = 64 * 2**20
@@ -38,7 +38,7 @@ def to_host(token_ids: Tensor, logprobs: Logprobs, widths: Sequence[int]) -> lis
     ]
 
 
-def prompt_logprobs(logits: Tensor, target_ids: Tensor, k: int) -> list[TokenLogprobs]:
+def prompt_logprobs(ops: Ops, logits: Tensor, target_ids: Tensor, k: int) -> list[TokenLogprobs]:
     """Log-probabilities of the prompt tokens ``target_ids`` int64 [P] under ``logits`` float32 [P, V].
 
     Each row of logits is that of the position before its target. Works through the rows in chunks, so that
@@ -48,6 +48,6 @@ def prompt_logprobs(logits: Tensor, target_ids: Tensor, k: int) -> list[TokenLog
     found: list[TokenLogprobs] = []
     for start in range(0, len(logits), step):
         targets = target_ids[start : start + step]
-        chunk = gather_logprobs(logits[start : start + step], targets, k)
+        chunk = ops.gather_logprobs(logits[start : start + step], targets, k)
         found += to_host(targets, chunk, [k] * len(targets))
     return found

@@ -45,5 +45,5 @@ def _score(model: DecoderModel, hidden: Tensor, targets: Sequence[int], k: int) 
     found: list[Logprobs] = []
     target_ids = torch.tensor(targets, device=hidden.device)
     for part, ids in zip(hidden.split(LOGITS_ROWS), target_ids.split(LOGITS_ROWS), strict=True):
-        found += map(as_output, prompt_logprobs(model.logits(part), ids, k))
+        found += map(as_output, prompt_logprobs(model.lm_head.ops, model.logits(part), ids, k))
     return tuple(found)

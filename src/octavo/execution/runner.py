@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
 from octavo.execution.batch import BatchState
+from octavo.execution.kv_cache import clear_unfilled
 from octavo.execution.prompt_scores import score_prompts
 from octavo.execution.sampler import HostSample, Sampler
 from octavo.execution.step_result import step_result
@@ -36,7 +37,8 @@ class Runner:
         self.state.update(plan)
         for row in plan.entering:
             self._enter(row)
-        self._clear_unfilled(plan.rows)
+        if not self._ops.reads_contexts_only:
+            clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
         hidden = self.model(batch)
@@ -59,18 +61,6 @@ class Runner:
             eos_token_ids=row.eos_token_ids,
             bad_words_token_ids=row.bad_words,
         )
-
-    def _clear_unfilled(self, rows: Sequence[RowStep]) -> None:
-        """Zero the new blocks that this step does not fill.
-
-        Attention reads whole blocks, and its mask cannot hide a NaN that a request left there which had failed.
-        """
-        unfilled = [r.new_blocks[-1] for r in rows if r.new_blocks and (r.start + r.num_tokens) % self.state.block_size]
-        if unfilled:
-            blocks = torch.tensor(unfilled, device=self.state.device)
-            for layer in self.kv_cache:
-                layer.keys.index_fill_(0, blocks, 0)
-                layer.values.index_fill_(0, blocks, 0)
 
     def _sample(self, rows: Sequence[RowStep], hidden: Tensor) -> HostSample:
         """Choose the next token of each of ``rows``, whose last hidden states are ``hidden [S, H]``."""

@@ -6,6 +6,7 @@ kernels read them as tensors. In a CUDA graph the tensors' addresses never chang
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Generic, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.core.plan import RowStep
 from octavo.kernels.sampling import PARAM_WORDS
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -34,6 +36,28 @@ class Shape(NamedTuple):
     @property
     def num_words(self) -> int:
         return sum(self.parts)
+
+
+class Rows(NamedTuple):
+    """The rows of a plan as arrays ``[R]``, parallel to each other; see ``RowStep``."""
+
+    slots: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    samples: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[RowStep]) -> Rows:
+        """The rows, in order; int64, but ``samples`` is bool."""
+        slots = np.array([row.slot for row in rows], dtype=np.int64)
+        starts = np.array([row.start for row in rows], dtype=np.int64)
+        counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
+        return cls(slots, starts, counts, np.array([row.samples for row in rows], dtype=np.bool_))
+
+    @property
+    def decode(self) -> bool:
+        """Whether each row computes one token and samples: then a graph can do it."""
+        return bool((self.counts == 1).all() and self.samples.all())
 
 
 class StepInput(NamedTuple, Generic[Array]):
@@ -66,6 +90,10 @@ class StepInput(NamedTuple, Generic[Array]):
         return cls(parts[0].reshape(shape.samples, PARAM_WORDS), *parts[1:])
 
 
+_USUAL_WORDS = 1 << 16
+"""Enough for a step of 16384 tokens: to allocate pinned memory takes long and may wait for the device."""
+
+
 class Staging:
     """Pinned host memory that is filled anew for each step, a few buffers in turn: a copy from one may still be on its
     way while the next is filled.
@@ -73,7 +101,7 @@ class Staging:
 
     def __init__(self, device: torch.device, depth: int = 3) -> None:
         self._device = device
-        self._buffers = [_host_words(0, device) for _ in range(depth)]
+        self._buffers = [_host_words(_USUAL_WORDS, device) for _ in range(depth)]
         self._copied: list[torch.cuda.Event | None] = [None] * depth
         self._turn = 0
 

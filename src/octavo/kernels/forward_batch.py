@@ -18,7 +18,8 @@ class KVLayer(NamedTuple):
 
     A block is head-major, so that the keys of one head are gathered in one piece. Both are contiguous and
     begin as zeros: kernels read whole blocks and mask what is not part of the context, and a mask cannot hide
-    a NaN. So a block is also zeroed before it goes to another request, where that does not fill it at once.
+    a NaN. So a block is also zeroed before it goes to another request, where that does not fill it at once, unless the
+    kernels never read beyond a context (``Ops.reads_contexts_only``).
     """
 
     keys: torch.Tensor
@@ -49,13 +50,20 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu" or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
     try:
-        memory = mmap.mmap(-1, size)
+        memory = _private_memory(size)
     except OSError as error:
         raise MemoryError(str(error)) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _private_memory(size: int) -> mmap.mmap:
+    """Memory of this process alone: what forked children share gets no huge pages, and they would write to it."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class AttentionPlan:
@@ -87,16 +95,16 @@ class ForwardBatch:
     is no prefill and no decode here.
 
     Attributes:
-        token_ids: ``[T]`` int64, on the device.
-        positions: ``[T]`` int64, on the device.
-        slot_mapping: ``[T]`` int64, on the device: ``block * block_size + offset`` where the token's K and V
+        token_ids: ``[T]`` int64 (with ``rows``, int32), on the device; so are the next two.
+        positions: ``[T]``.
+        slot_mapping: ``[T]``: ``block * block_size + offset`` where the token's K and V
             are written.
         query_lens: R host integers: new tokens of each row.
         context_lens: R host integers: tokens in the cache after this step, the row's new ones included.
         block_tables: ``[R, max_blocks]`` int32 or int64; entry ``[r, i]`` is the block with positions ``i *
-            block_size`` onwards of row r. Entries beyond a row's context are 0; they never influence a
+            block_size`` onwards of row r. Entries beyond a row's context name some block; they never influence a
             result.
-        logit_indices: ``[S]`` int64, on the device: which of the T hidden rows are to become logits.
+        logit_indices: ``[S]`` integers, on the device: which of the T hidden rows are to become logits.
         kv_cache: one ``KVLayer`` for each layer.
         block_size: tokens in a block.
         rows: the rows' lengths on the device. If it is given, ``block_tables`` has a line for each slot of the engine

@@ -16,11 +16,19 @@ from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
 
 class Ops(ABC):
-    """The operations of one device. `octavo.kernels.reference` defines what each must return."""
+    """The operations of one device. `octavo.kernels.reference` defines what each must return.
+
+    Attributes:
+        graph_safe: a step of them can be recorded in a CUDA graph: none waits for the device.
+        reads_contexts_only: ``attention`` reads no key or value beyond a row's context; a NaN there is harmless.
+    """
+
+    graph_safe = False
+    reads_contexts_only = False
 
     @abstractmethod
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
-        """Rows of ``weight [V, H]`` for ``ids [T]`` int64: ``[T, H]``."""
+        """Rows of ``weight [V, H]`` for integer ``ids [T]``: ``[T, H]``."""
 
     @abstractmethod
     def pack_linear(self, weight: Tensor) -> Tensor:

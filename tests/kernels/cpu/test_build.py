@@ -50,6 +50,14 @@ def test_it_is_compiled_once(tmp_path):
     assert [path.stat().st_mtime_ns for path in libraries(tmp_path)] == [made]
 
 
+def test_the_cache_can_be_put_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("OCTAVO_KERNEL_CACHE", raising=False)
+    assert build.cache_folder() == tmp_path / "octavo" / "native"
+    monkeypatch.setenv("OCTAVO_KERNEL_CACHE", str(tmp_path / "own"))
+    assert build.cache_folder() == tmp_path / "own"
+
+
 def test_without_a_compiler_it_says_what_is_lost(tmp_path):
     loaded, said = run(tmp_path, PATH=str(tmp_path))
     assert not loaded

@@ -14,14 +14,16 @@ from octavo.kernels.triton.ops import TritonOps
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 LENS = [(1, 1), (6, 6), (1, 30), (3, 19), (20, 20)]
+DECODE = [(1, 1), (1, 30), (1, 9)]
 
 
+@pytest.mark.parametrize("lens", [LENS, DECODE], ids=["mixed", "decode"])
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (7, 2.0)])
-def test_attend_as_the_reference_does(device, dtype, window, soft_cap):
-    case = PagedCase(LENS, dtype=dtype, device=device)
+def test_attend_as_the_reference_does(device, dtype, window, soft_cap, lens):
+    case = PagedCase(lens, dtype=dtype, device=device)
     for tensor in case.cache:
         tensor.nan_to_num_()  # the reference masks whole blocks, so these must be finite
-    spans = [range(context - queries, context) for queries, context in LENS]
+    spans = [range(context - queries, context) for queries, context in lens]
     positions = torch.tensor([p for span in spans for p in span], device=device)
     row = torch.tensor([r for r, span in enumerate(spans) for _ in span], device=device)
     slots = case.batch.block_tables[row, positions // 4].long() * 4 + positions % 4

@@ -94,11 +94,18 @@ def _processor() -> str:
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/octavo/native``, by default below ``~/.cache``; a temporary folder for who has no home."""
+    """``$OCTAVO_KERNEL_CACHE``, or ``$XDG_CACHE_HOME/octavo/native``, by default below ``~/.cache``.
+
+    Raises:
+        OSError: there is no home. A folder that others can write to would let them choose what is run.
+    """
+    own = os.environ.get("OCTAVO_KERNEL_CACHE")
+    if own:
+        return Path(own)
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
         try:
             base = Path.home() / ".cache"
         except RuntimeError:
-            base = Path(tempfile.gettempdir())
+            raise OSError("no home folder to keep them in; set XDG_CACHE_HOME to a folder") from None
     return base / "octavo" / "native"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import KVLayer
+from octavo.kernels.triton import decode_fused, rotary
 from octavo.kernels.triton import fresh_attention as cudnn
 from octavo.kernels.triton import prefill_attention as prefill
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
@@ -22,7 +23,28 @@ class PagedAttention:
 
     def __init__(self, device: torch.device, *, use_cudnn: bool = False) -> None:
         self._decode = DecodeAttention(device)
+        self._fused = decode_fused.FusedDecode(device)
         self._use_cudnn = use_cudnn
+
+    def turned(
+        self,
+        qkv: Tensor,
+        kv: KVLayer,
+        plan: TritonPlan,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        scores: Scores,
+        *,
+        pdl: bool = False,
+    ) -> Tensor:
+        """Rotation, cache write and attention: see ``Ops.attend``."""
+        if decode_fused.fits(qkv, kv, plan):
+            return self._fused(qkv, kv, plan, cos_sin, q_norm, k_norm, eps, scores, pdl=pdl)
+        where = plan.positions, plan.slot_mapping
+        q = rotary.rotate_and_store(qkv, *where, cos_sin, q_norm, k_norm, eps, kv, pdl=pdl)
+        return self.over_new(q, qkv, kv, plan, scores, pdl=pdl)
 
     def over_cache(self, q: Tensor, kv: KVLayer, plan: TritonPlan, scores: Scores, *, pdl: bool = False) -> Tensor:
         """Attention of all rows over the cache: ``q [T, Hq, D]`` to ``[T, Hq * D]``."""

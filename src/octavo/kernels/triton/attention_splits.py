@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.pdl import trigger, wait
+
 
 @triton.jit
 def first_and_split(
@@ -32,22 +34,68 @@ def merge_splits(
     min_split: int,
     splits: int,
     HEADS: tl.constexpr,
-    HEADS_PADDED: tl.constexpr,
     D: tl.constexpr,
-    D_PADDED: tl.constexpr,
     TILE: tl.constexpr,
     ALL_ROWS: tl.constexpr,
     WINDOW: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """Add up the splits of a row and key/value head after all programs of the kernel that made them have ended."""
     index, kv_head, kv_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     row = index if ALL_ROWS else tl.load(decode_rows + index)
     _, _, used = first_and_split(tl.load(context_lens + row), window, min_split, splits, TILE, WINDOW)
+    token = tl.load(query_starts + row).to(tl.int64)
+    wait(PDL)
+    trigger(PDL)
     if used > 1:
         pair = index.to(tl.int64) * kv_heads + kv_head
         logs = partials + tl.num_programs(0).to(tl.int64) * kv_heads * splits * HEADS * D
-        target = out + (tl.load(query_starts + row).to(tl.int64) * kv_heads + kv_head) * HEADS * D
-        add_up(target, partials, logs, pair * splits, used, HEADS, D, D_PADDED)
+        add_up(out + (token * kv_heads + kv_head) * HEADS * D, partials, logs, pair * splits, used, HEADS, D, AT_ONCE)
+
+
+@triton.jit
+def leave_split(
+    out: tl.tensor,
+    partials: tl.tensor,
+    arrivals: tl.tensor,
+    token: tl.tensor,
+    index: tl.tensor,
+    kv_head: tl.tensor,
+    split: tl.tensor,
+    used: tl.tensor,
+    result: tl.tensor,
+    log: tl.tensor,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    SPLIT: tl.constexpr,
+    COUNT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+) -> None:
+    """Write a split's ``result [HEADS_PADDED, D_PADDED]`` and ``log [HEADS_PADDED]``, and the sum if it is the last.
+
+    A row of one split is written to ``out`` at once. COUNT: the last program to arrive adds up; else nobody does here.
+    """
+    heads, d = tl.arange(0, result.shape[0]), tl.arange(0, result.shape[1])
+    mask = (heads < HEADS)[:, None] & (d < D)[None, :]
+    kv_heads, splits = tl.num_programs(1), tl.num_programs(2)
+    target = out + (token * kv_heads + kv_head) * HEADS * D
+    if not SPLIT or used == 1:
+        tl.store(target + heads[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=mask)
+    else:
+        pair = index.to(tl.int64) * kv_heads + kv_head
+        logs = partials + tl.num_programs(0).to(tl.int64) * kv_heads * splits * HEADS * D
+        part = (pair * splits + split) * HEADS + heads
+        tl.store(partials + part[:, None] * D + d[None, :], result, mask=mask)
+        tl.store(logs + part, log, mask=heads < HEADS)
+        if COUNT:
+            # The barrier puts all threads' stores before the one thread's release; whoever comes last has acquired
+            # those of all others.
+            tl.debug_barrier()
+            arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
+            if arrived == used - 1:
+                tl.store(arrivals + pair, 0)  # for the next launch
+                add_up(target, partials, logs, pair * splits, used, HEADS, D, AT_ONCE)
 
 
 @triton.jit
@@ -59,32 +107,37 @@ def add_up(
     used: int,
     HEADS: tl.constexpr,
     D: tl.constexpr,
-    D_PADDED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ) -> None:
     """``out [HEADS, D]`` from ``used`` partial results: the mean, weighted by the sums of weights.
 
-    Several are loaded at once, since each load is as long a wait as a whole tile of keys.
+    Several are loaded before the first is used, as each load is as long a wait as a tile of keys: AT_ONCE numbers. A
+    thread has the same places of all of them, and loads their logarithms itself, so that no two threads exchange
+    anything.
     """
-    PADDED: tl.constexpr = triton.next_power_of_2(HEADS)
-    CHUNK: tl.constexpr = max(2, min(16, 4096 // (PADDED * D_PADDED)))  # 32 registers of 128 threads
-    heads, d = tl.arange(0, PADDED), tl.arange(0, D_PADDED)
-    acc = tl.zeros([PADDED, D_PADDED], tl.float32)
-    peak = tl.full([PADDED], float("-inf"), tl.float32)
-    mass = tl.zeros([PADDED], tl.float32)
+    SIZE: tl.constexpr = triton.next_power_of_2(HEADS * D)
+    CHUNK: tl.constexpr = max(2, min(16, AT_ONCE // SIZE))
+    place = tl.arange(0, SIZE)
+    acc = tl.zeros([SIZE], tl.float32)
+    peak = tl.full([SIZE], float("-inf"), tl.float32)
+    mass = tl.zeros([SIZE], tl.float32)
     for start in range(0, used, CHUNK):
-        split = start + tl.arange(0, CHUNK)
-        part = (first + split)[:, None] * HEADS + heads[None, :]
-        here = (split < used)[:, None] & (heads < HEADS)[None, :]
-        log = tl.load(logs + part, mask=here, other=float("-inf"), cache_modifier=".cg")
-        at = part[:, :, None] * D + d[None, None, :]
-        x = tl.load(partials + at, mask=here[:, :, None] & (d < D)[None, None, :], other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(peak, tl.max(log, 0))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)  # heads that only fill up
-        weight = tl.exp2(log - shift[None, :])
+        means, weights = (), ()
+        for i in tl.static_range(CHUNK):
+            part, here = first + start + i, (place < HEADS * D) & (start + i < used)
+            mean = tl.load(partials + part * (HEADS * D) + place, mask=here, other=0.0, cache_modifier=".cg")
+            log = tl.load(logs + part * HEADS + place // D, mask=here, other=float("-inf"), cache_modifier=".cg")
+            means = means + (mean,)  # type: ignore[assignment]  # noqa: RUF005
+            weights = weights + (log,)  # type: ignore[assignment]  # noqa: RUF005
+        higher = peak
+        for i in tl.static_range(CHUNK):
+            higher = tl.maximum(higher, weights[i])
+        shift = tl.where(higher == float("-inf"), 0.0, higher)  # places that only fill up
         decay = tl.exp2(peak - shift)
-        acc = acc * decay[:, None] + tl.sum(x * weight[:, :, None], 0)
-        mass = mass * decay + tl.sum(weight, 0)
-        peak = higher
-    result = acc / tl.where(mass > 0, mass, 1.0)[:, None]
-    mask = (heads < HEADS)[:, None] & (d < D)[None, :]
-    tl.store(out + heads[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=mask)
+        acc, mass, peak = acc * decay, mass * decay, higher
+        for i in tl.static_range(CHUNK):
+            weight = tl.exp2(weights[i] - shift)
+            acc += means[i] * weight
+            mass += weight
+    result = acc / tl.where(mass > 0, mass, 1.0)
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=place < HEADS * D)

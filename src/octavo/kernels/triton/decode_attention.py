@@ -23,7 +23,7 @@ from torch import Tensor
 
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
-from octavo.kernels.triton.attention_splits import add_up, first_and_split, merge_splits
+from octavo.kernels.triton.attention_splits import first_and_split, leave_split, merge_splits
 from octavo.kernels.triton.attention_step import Factors, load_rows, soft_cap, softmax_step
 from octavo.kernels.triton.pdl import trigger, wait
 
@@ -31,6 +31,8 @@ MAX_COUNTED = 1 << 16
 """Pairs of a row and a head for which arrivals can be counted. Only small batches are split, so more are rare."""
 WANTED_PROGRAMS = 264
 """Two for each of an H100's 132 multiprocessors; batches that give fewer are split."""
+LOADED_AT_ONCE = 1024
+"""Numbers of partial results that a warp loads before it uses the first: 32 registers of a thread."""
 MAX_SPLITS = 33
 MIN_SPLITS = 4
 """Splits that a row may have even in a large batch, so that one long row does not keep all others waiting."""
@@ -77,22 +79,26 @@ def settings(
     if deterministic:
         splits = triton.cdiv(max_keys, DETERMINISTIC_SPLIT)
         return DecodeSettings(small, 4, 2, max(1, splits), DETERMINISTIC_SPLIT, counted)
-    min_split = _min_split(programs)
-    splits = min(_max_splits(programs), max(1, triton.cdiv(max_keys, min_split)))
+    length = min_split(programs)
+    splits = min(max_splits(programs), max(1, triton.cdiv(max_keys, length)))
     if 2 * programs < WANTED_PROGRAMS and row_bytes <= 256 and group <= 16:
-        return DecodeSettings(16, 1, 6, splits, min_split, counted)
+        return DecodeSettings(16, 1, 6, splits, length, counted)
     tile = 128 if programs >= 1024 and row_bytes <= 256 else small
-    return DecodeSettings(tile, 4, 2, splits, min_split, counted)
+    return DecodeSettings(tile, 4, 2, splits, length, counted)
 
 
-def _min_split(programs: int) -> int:
-    """So that rows of about 1000 keys become as many programs as are wanted."""
+def min_split(programs: int) -> int:
+    """Keys of a split at least, for so many pairs of a row and a key/value head.
+
+    Rows of about 1000 keys become as many programs as are wanted.
+    """
     if programs >= WANTED_PROGRAMS:
         return LONG_SPLIT
     return max(64, triton.next_power_of_2(1024 * programs // WANTED_PROGRAMS))
 
 
-def _max_splits(programs: int) -> int:
+def max_splits(programs: int) -> int:
+    """Splits of a row at most, for so many pairs of a row and a key/value head."""
     few = 4 * WANTED_PROGRAMS // programs
     many = max(MIN_SPLITS, min(16, IDLE_PROGRAMS // programs))
     return min(MAX_SPLITS, max(few, many))
@@ -160,6 +166,7 @@ class DecodeAttention:
             CAP=scores.soft_cap is not None,
             SPLIT=s.splits > 1,
             COUNT=s.count_arrivals,
+            AT_ONCE=LOADED_AT_ONCE * s.num_warps,
             PDL=pdl,
             num_warps=s.num_warps,
             num_stages=s.num_stages,
@@ -175,11 +182,15 @@ class DecodeAttention:
                 scores.window or 0,
                 s.min_split,
                 s.splits,
-                **padded,
+                HEADS=group,
+                D=d,
                 TILE=s.tile,
                 ALL_ROWS=plan.decode_rows is None,
                 WINDOW=scores.window is not None,
+                AT_ONCE=LOADED_AT_ONCE * 4,
+                PDL=pdl,
                 num_warps=4,
+                **({"launch_pdl": True} if pdl else {}),
             )
 
 
@@ -214,6 +225,7 @@ def _decode(
     CAP: tl.constexpr,
     SPLIT: tl.constexpr,
     COUNT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     PDL: tl.constexpr,
 ) -> None:
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -254,22 +266,7 @@ def _decode(
         score = tl.where((position < end)[None, :], score, float("-inf"))
         acc, peak, mass = softmax_step(acc, peak, mass, score, factor, v, False)
     result = acc / tl.where(mass > 0, mass, 1.0)[:, None]  # an empty row, which only fills up a graph's batch, gives 0
-
-    if not SPLIT or used == 1:
-        tl.store(out + token * (kv_heads * HEADS * D) + places, result.to(out.dtype.element_ty), mask=mask)
-    else:
-        pair = index.to(tl.int64) * kv_heads + kv_head
-        splits = tl.num_programs(2)
-        logs = partials + tl.num_programs(0).to(tl.int64) * kv_heads * splits * HEADS * D
-        part = (pair * splits + split) * HEADS + heads
-        tl.store(partials + part[:, None] * D + d[None, :], result, mask=mask)
-        tl.store(logs + part, peak + tl.log2(mass), mask=heads < HEADS)
-        if COUNT:
-            # The barrier puts all threads' stores before the one thread's release; whoever comes last has acquired
-            # those of all others.
-            tl.debug_barrier()
-            arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel", scope="gpu")
-            if arrived == used - 1:
-                tl.store(arrivals + pair, 0)  # for the next launch
-                target = out + (token * kv_heads + kv_head) * HEADS * D
-                add_up(target, partials, logs, pair * splits, used, HEADS, D, D_PADDED)
+    log = peak + tl.log2(mass)
+    leave_split(
+        out, partials, arrivals, token, index, kv_head, split, used, result, log, HEADS, D, SPLIT, COUNT, AT_ONCE
+    )

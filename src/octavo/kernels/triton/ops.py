@@ -16,6 +16,9 @@ from octavo.kernels.triton.pdl import use_pdl
 class TritonOps(ReferenceOps):
     """`Ops` in Triton kernels and cuBLAS products, for an NVIDIA GPU. One object serves one thread."""
 
+    graph_safe = True
+    reads_contexts_only = True
+
     def __init__(self) -> None:
         super().__init__()
         self._attention: PagedAttention | None = None  # made with the first plan, which knows the device
@@ -109,10 +112,9 @@ class TritonOps(ReferenceOps):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        q = self.rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
-        scores, pdl = Scores(scale, window, soft_cap), use_pdl(qkv.device)
+        own, scores, pdl = _own(plan), Scores(scale, window, soft_cap), use_pdl(qkv.device)
         assert self._attention is not None  # there is a plan
-        return self._attention.over_new(q, qkv, kv, _own(plan), scores, pdl=pdl)
+        return self._attention.turned(qkv, kv, own, cos_sin, q_norm, k_norm, eps, scores, pdl=pdl)
 
     def sample(
         self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True

@@ -53,7 +53,8 @@ def settings(
 
     Measured on an H100, 8192 tokens, TFLOP/s from pages / ``qkv`` by pointers / by descriptors: 32/8 heads of 128 with
     (128, 128, 8, 3) 395 / 461 / 571, with (128, 64, 8, 3) 348 / 497 / 543; heads of 64: 293 / 347 / 359 and 377 / 442 /
-    453. Smaller tiles are for what its 227 KB of shared memory, or the 99 KB of the smallest GPUs of Ampere, do not hold.
+    453. Smaller tiles are for what its 227 KB of shared memory, or the 99 KB of the smallest GPUs of Ampere, do not
+    hold.
     """
     padded = max(16, triton.next_power_of_2(head_dim))
     if dtype == torch.float32:

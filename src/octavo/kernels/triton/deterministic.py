@@ -1,0 +1,133 @@
+"""Results that do not depend on the batch: a request's logits are the same, to the bit, alone and among others.
+
+The rounding of a sum depends on its order, and a fast backend chooses the order by how many rows there are: another
+kernel for one row than for many, for decoding than for prompts, for a fresh prompt than for one with a cached prefix.
+Here each sum has one order, whatever step computes it:
+
+- Products take the kernel of `matmul` with the same tile for any number of rows, also for one. Norms are kernels of
+  their own before them; a program takes whole rows, cut by the row's length alone.
+- Attention takes the tiles of `prefill_attention` for all rows, also for those that decode, always reads the cache, and
+  always with the same settings. Tiles of keys begin at multiples of their size, counted from the request's first
+  token, so a query takes in the same keys in the same order wherever its step began. Keys that it does not see weigh 0
+  and scale what was summed before by 1: neither changes a bit. A tile of keys may be masked in one step and not in
+  another; both loops of the kernel compile to the same arithmetic, which tests on the device hold on to.
+- Rotation, activation and the embedding know one token only; sampling and log-probabilities cut a row by its length, or
+  where they do not, take maxima and sums of whole numbers, which have no order.
+
+What a step's place in a batch does change is speed alone. Two GPUs of different kinds give different bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.ops import Ops
+from octavo.kernels.triton import matmul, prefill_attention
+from octavo.kernels.triton.attention_plan import Scores, TritonPlan, upload
+from octavo.kernels.triton.ops import TritonOps
+from octavo.kernels.triton.prefill_attention import PrefillSettings
+
+
+class DeterministicPlan(TritonPlan):
+    """A plan that cuts all rows into tiles of queries, those with one query, too."""
+
+    def __init__(self, batch: ForwardBatch) -> None:
+        super().__init__(batch, deterministic=True)
+        self._all: dict[int, Tensor] = {}
+
+    def all_tiles(self, queries: int) -> Tensor:
+        """int32 ``[tiles, 2]``: row and first query of each tile of ``queries`` queries."""
+        if queries not in self._all:
+            self._all[queries] = self._cut_all(queries)
+        return self._all[queries]
+
+    def _cut_all(self, queries: int) -> Tensor:
+        """A decode step's tiles are made on the device: what is recorded in a CUDA graph may not read the host."""
+        count = len(self._queries)
+        if (self._queries > 1).any():
+            return upload(self._cut(np.arange(count, dtype=np.int32), queries, 0), self._device)
+        row = torch.arange(count, dtype=torch.int32, device=self._device)
+        return torch.stack([row, torch.zeros_like(row)], dim=1)
+
+
+class DeterministicOps(TritonOps):
+    """`TritonOps` with one order for each sum. One object serves one thread."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return matmul.linear(x, weight, bias)
+
+    def add_norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return Ops.add_norm_linear(self, x, residual, norm_weight, eps, weight, bias)
+
+    def add_norm_gate_up(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return Ops.add_norm_gate_up(self, x, residual, norm_weight, eps, weight, bias)
+
+    def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
+        return DeterministicPlan(batch)
+
+    def attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        plan: AttentionPlan,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        own = _own(plan)
+        q = q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()
+        out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+        group = q.shape[1] // kv.keys.shape[1]
+        chosen = attention_settings(group, q.shape[2], q.dtype, q.device)
+        tiles = own.all_tiles(prefill_attention.queries_per_tile(chosen, group))
+        prefill_attention.attend_pages(q, kv, out, own, tiles, Scores(scale, window, soft_cap), chosen)
+        return out
+
+    def attend(
+        self,
+        qkv: Tensor,
+        plan: AttentionPlan,
+        cos_sin: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        kv: KVLayer,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        """Through the cache: keys in ``qkv`` may be of another dtype, and are not there in every step."""
+        q = self.rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
+        return self.attention(q, kv, plan, scale=scale, window=window, soft_cap=soft_cap)
+
+
+def attention_settings(group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> PrefillSettings:
+    """The settings for all rows: those of a single query, whose small tiles waste least where a row decodes."""
+    return prefill_attention.settings(1, group, head_dim, dtype, device, deterministic=False)
+
+
+def _own(plan: AttentionPlan) -> DeterministicPlan:
+    if not isinstance(plan, DeterministicPlan):
+        raise TypeError("the plan is not from plan_attention of the same ops")
+    return plan
