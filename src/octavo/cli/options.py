@@ -47,13 +47,15 @@ _ENGINE: list[Decorator] = [
     click.option("--async-scheduling/--no-async-scheduling", default=None, help="Plan a step while another runs."),
     click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority"]), help="Who comes first."),
     click.option("--deterministic", is_flag=True, default=None, help="Same bits in any batch, slower; GPUs only."),
+    click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs: to debug."),
     click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),
     click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
 ]
 ENGINE_NAMES = (
     *("device", "dtype", "tokenizer", "revision", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
     *("block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype", "enable_prefix_caching"),
-    *("async_scheduling", "scheduling_policy", "deterministic", "load_format", "debug"),
+    *("async_scheduling", "scheduling_policy", "deterministic", "enforce_eager", "load_format"),
+    "debug",
 )
 """Their names, which are those of ``EngineConfig``'s fields."""
 
