@@ -14,7 +14,7 @@ import octavo
 ROOT = Path(octavo.__file__).parent
 NOUNS = {"config", "errors"}
 ALLOWED = {
-    "kernels": {"kernels"},
+    "kernels": NOUNS | {"kernels"},
     "layers": NOUNS | {"kernels", "quantization", "layers", "parallel"},
     "models": NOUNS | {"kernels", "quantization", "layers", "models", "parallel"},
     "parallel.py": {"errors"},
