@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from octavo.core.plan import NewRow, RowStep, StepPlan, table_checksum
+from octavo.execution.step_input import Rows
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
 
 
@@ -63,26 +64,26 @@ class BatchState:
 
     def forward_batch(self, rows: Sequence[RowStep], kv_cache: Sequence[KVLayer]) -> ForwardBatch:
         """The model's input for these rows. Index arithmetic is done once here, for all rows together."""
-        slots = np.array([row.slot for row in rows])
-        starts = np.array([row.start for row in rows])
-        counts = np.array([row.num_tokens for row in rows])
-        ends = np.cumsum(counts)
-        slot_of_token = np.repeat(slots, counts)
-        positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
-        blocks = self.tables[slot_of_token, positions // self.block_size].astype(np.int64)
-        samples = np.array([row.samples for row in rows])
-        contexts = starts + counts
+        arrays = Rows.of(rows)
+        ends, slot_of_token, positions = arrays.tokens()
+        contexts = arrays.starts + arrays.counts
         return ForwardBatch(
             token_ids=self._to_device(self.tokens[slot_of_token, positions]),
             positions=self._to_device(positions),
-            slot_mapping=self._to_device(blocks * self.block_size + positions % self.block_size),
-            query_lens=counts.tolist(),
+            slot_mapping=self._to_device(self._places_of(slot_of_token, positions)),
+            query_lens=arrays.counts.tolist(),
             context_lens=contexts.tolist(),
-            block_tables=self._to_device(self.tables[slots, : -(-int(contexts.max()) // self.block_size)]),
-            logit_indices=self._to_device(ends[samples] - 1),
+            block_tables=self._to_device(self.tables[arrays.slots, : -(-int(contexts.max()) // self.block_size)]),
+            logit_indices=self._to_device(ends[arrays.samples] - 1),
             kv_cache=kv_cache,
             block_size=self.block_size,
         )
+
+    def _places_of(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Where in the cache these tokens belong."""
+        block = positions // self.block_size
+        offset = positions - block * self.block_size
+        return self.tables.take(slots * self.tables.shape[1] + block).astype(np.int64) * self.block_size + offset
 
     def append(self, rows: Sequence[RowStep], token_ids: np.ndarray) -> None:
         """Write the token that each of ``rows`` sampled behind the ones that it computed."""

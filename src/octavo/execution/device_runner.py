@@ -18,9 +18,9 @@ from octavo.execution.prompt_scores import Scores, score_prompts
 from octavo.execution.sampler import SampledTokens, Sampler
 from octavo.execution.step_input import Rows, Shape, Staging, StepInput
 from octavo.execution.step_result import step_result
-from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
+from octavo.execution.transfer import to_device
+from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.ops import Ops
-from octavo.kernels.sampling import LastTokens
 from octavo.models.decoder import DecoderModel
 
 
@@ -81,7 +81,8 @@ class DeviceRunner:
     def _launch(self, plan: StepPlan) -> PendingStep:
         self.state.update(plan)
         for row in plan.entering:
-            self._enter(row)
+            self._entered[row.slot] = row
+            self._sampler.enter(row)
         rows = Rows.of(plan.rows)
         self.state.note_given_tokens(rows)
         self.state.send(self._staging)
@@ -90,19 +91,6 @@ class DeviceRunner:
         if self._graphs is not None and rows.decode:
             return PendingStep(plan.step, plan.rows, self._replay(rows, self._graphs.get(len(plan.rows))), {})
         return self._run(plan, rows)
-
-    def _enter(self, row: NewRow) -> None:
-        self._entered[row.slot] = row
-        prompt, output = row.token_ids[: row.num_prompt_tokens], row.token_ids[row.num_prompt_tokens :]
-        self._sampler.add(
-            row.slot,
-            row.params,
-            prompt,
-            output,
-            seed=row.seed,
-            eos_token_ids=row.eos_token_ids,
-            bad_words_token_ids=row.bad_words,
-        )
 
     def _replay(self, decode: Rows, graph: DecodeGraph) -> Fetch:
         rows, shape = len(decode.slots), Shape(graph.rows, graph.rows, graph.rows)
@@ -118,7 +106,8 @@ class DeviceRunner:
         if edits:
             return self._sample_edited(graph.logits[:rows], decode.slots)
         if filters:
-            return self._sample(graph.logits[:rows], StepInput.view(graph.words, shape), rows)
+            own = StepInput.view(graph.words, shape)
+            return Fetch.tokens(self.state.sample(self._ops, graph.logits[:rows], own, filters=True))
         return Fetch.tokens(graph.tokens[:rows])
 
     def _run(self, plan: StepPlan, rows: Rows) -> PendingStep:
@@ -133,39 +122,22 @@ class DeviceRunner:
             self._sampler.fast_params(slots, host.params)
         inputs = StepInput.view(self._staging.send(words), shape)
         token_ids = self.state.resolve(inputs.token_ids) if unresolved else inputs.token_ids
-        hidden = self.model(self._forward_batch(rows, token_ids, inputs))
+        contexts = (rows.starts + rows.counts).tolist()
+        batch = self.state.batch_of(inputs, token_ids, rows.counts.tolist(), contexts, self.kv_cache)
+        batch.attention = self._ops.plan_attention(batch)
+        hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         if not len(slots):
             return PendingStep(plan.step, plan.rows, None, scores)
         logits = self.model.raw_logits(hidden.index_select(0, inputs.logit_indices))
-        sampled = self._sample_edited(logits, slots) if edits else self._sample(logits, inputs, len(slots), filters)
-        return PendingStep(plan.step, plan.rows, sampled, scores)
-
-    def _forward_batch(self, rows: Rows, token_ids: Tensor, inputs: StepInput[Tensor]) -> ForwardBatch:
-        batch = ForwardBatch(
-            token_ids=token_ids,
-            positions=inputs.positions,
-            slot_mapping=inputs.slot_mapping,
-            query_lens=rows.counts.tolist(),
-            context_lens=(rows.starts + rows.counts).tolist(),
-            block_tables=self.state.device_tables,
-            logit_indices=inputs.logit_indices,
-            kv_cache=self.kv_cache,
-            block_size=self.state.block_size,
-            rows=DeviceRows(inputs.query_starts, inputs.context_lens, inputs.table_rows),
-        )
-        batch.attention = self._ops.plan_attention(batch)
-        return batch
-
-    def _sample(self, logits: Tensor, inputs: StepInput[Tensor], rows: int, filters: bool = True) -> Fetch:
-        last = LastTokens(inputs.sample_slots[:rows], self.state.last_tokens)
-        sampled = self._ops.sample(logits, inputs.params[:rows], last, filters=filters)
-        return Fetch.tokens(sampled.token_ids.masked_fill(sampled.bad, -1))
+        if edits:
+            return PendingStep(plan.step, plan.rows, self._sample_edited(logits, slots), scores)
+        tokens = self.state.sample(self._ops, logits, inputs, filters=filters)
+        return PendingStep(plan.step, plan.rows, Fetch.tokens(tokens), scores)
 
     def _sample_edited(self, logits: Tensor, slots: np.ndarray) -> Fetch:
         """Rows with penalties, biases, log-probabilities: the sampler's long way."""
         sampled: SampledTokens = self._sampler.sample(logits.to(torch.float32, copy=True), torch.from_numpy(slots))
-        where = torch.from_numpy(slots).pin_memory() if logits.is_cuda else torch.from_numpy(slots)
         tokens = sampled.token_ids.to(torch.int32)
-        self.state.last_tokens.index_copy_(0, where.to(logits.device, non_blocking=True), tokens)
+        self.state.last_tokens.index_copy_(0, to_device(slots, logits.device), tokens)
         return Fetch.of(sampled)

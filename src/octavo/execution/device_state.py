@@ -11,6 +11,9 @@ from torch import Tensor
 from octavo.core.plan import NewRow
 from octavo.execution.batch import BatchState
 from octavo.execution.step_input import Rows, Staging, StepInput
+from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
+from octavo.kernels.ops import Ops
+from octavo.kernels.sampling import LastTokens
 
 
 class DeviceState(BatchState):
@@ -80,10 +83,8 @@ class DeviceState(BatchState):
     def fill(self, rows: Rows, out: StepInput[np.ndarray]) -> bool:
         """Write all but ``params`` of a step's input; whether a token id in it is one that ``resolve`` replaces."""
         slots, starts, counts, samples = rows
-        ends = np.cumsum(counts)
+        ends, slot_of_token, positions = rows.tokens()
         begins = ends - counts
-        slot_of_token = np.repeat(slots, counts)
-        positions = np.arange(ends[-1]) + np.repeat(starts - begins, counts)
         np.take(self.tokens, slot_of_token * self.tokens.shape[1] + positions, out=out.token_ids, mode="clip")
         unknown = starts >= self._num_known[slots]  # a token that was sampled is the only one of its row
         out.token_ids[begins[unknown]] = -1 - slots[unknown]
@@ -108,12 +109,38 @@ class DeviceState(BatchState):
         out.table_rows[:n], out.table_rows[n:] = slots, self.nobody
         out.sample_slots[:n], out.sample_slots[n:] = slots, -1
 
-    def _places_of(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Where in the cache these tokens belong."""
-        block = positions // self.block_size
-        offset = positions - block * self.block_size
-        return self.tables.take(slots * self.tables.shape[1] + block) * self.block_size + offset
-
     def resolve(self, token_ids: Tensor) -> Tensor:
         """Token ids with those that stand for what a slot sampled replaced by it."""
         return torch.where(token_ids < 0, self.last_tokens[(-1 - token_ids).clamp_(min=0)], token_ids)
+
+    def batch_of(
+        self,
+        inputs: StepInput[Tensor],
+        token_ids: Tensor,
+        query_lens: Sequence[int],
+        context_lens: Sequence[int],
+        kv_cache: Sequence[KVLayer],
+    ) -> ForwardBatch:
+        """The model's input, without the plan of its attention."""
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping,
+            query_lens=query_lens,
+            context_lens=context_lens,
+            block_tables=self.device_tables,
+            logit_indices=inputs.logit_indices,
+            kv_cache=kv_cache,
+            block_size=self.block_size,
+            rows=DeviceRows(inputs.query_starts, inputs.context_lens, inputs.table_rows),
+        )
+
+    def sample(self, ops: Ops, logits: Tensor, inputs: StepInput[Tensor], *, filters: bool) -> Tensor:
+        """Choose a token for each row of ``logits [S, V]``, the first S of ``inputs``: int64 ``[S]``, -1 for none.
+
+        They become ``last_tokens``.
+        """
+        rows = len(logits)
+        last = LastTokens(inputs.sample_slots[:rows], self.last_tokens)
+        sampled = ops.sample(logits, inputs.params[:rows], last, filters=filters)
+        return sampled.token_ids.masked_fill(sampled.bad, -1)

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from octavo.execution.device_state import DeviceState
 from octavo.execution.step_input import Shape, StepInput
-from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
+from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.ops import Ops
-from octavo.kernels.sampling import LastTokens
 from octavo.models.decoder import DecoderModel
 
 _SMALL = (1, 2, 4, 8, 16, 32, 48, 64)
@@ -107,23 +106,11 @@ class DecodeGraphs:
     def _step(self, inputs: StepInput[Tensor], rows: int) -> tuple[Tensor, Tensor]:
         """What is recorded: logits and tokens."""
         state = self._state
-        batch = ForwardBatch(
-            token_ids=state.last_tokens.index_select(0, inputs.table_rows),
-            positions=inputs.positions,
-            slot_mapping=inputs.slot_mapping,
-            query_lens=[1] * rows,
-            context_lens=[self._max_model_len] * rows,
-            block_tables=state.device_tables,
-            logit_indices=inputs.logit_indices,
-            kv_cache=self._kv_cache,
-            block_size=state.block_size,
-            rows=DeviceRows(inputs.query_starts, inputs.context_lens, inputs.table_rows),
-        )
+        token_ids = state.last_tokens.index_select(0, inputs.table_rows)
+        batch = state.batch_of(inputs, token_ids, [1] * rows, [self._max_model_len] * rows, self._kv_cache)
         batch.attention = self._ops.plan_attention(batch)
         logits = self._model.raw_logits(self._model(batch))
-        last = LastTokens(inputs.sample_slots, state.last_tokens)
-        sampled = self._ops.sample(logits, inputs.params, last, filters=False)
-        return logits, sampled.token_ids.masked_fill(sampled.bad, -1)
+        return logits, state.sample(self._ops, logits, inputs, filters=False)
 
     def _capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Callable[[], None]]:
         """Record ``step``; its results, and a function that computes them again in the same place."""

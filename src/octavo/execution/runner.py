@@ -36,7 +36,8 @@ class Runner:
         """Run ``plan``; afterwards the sampled tokens are part of the state."""
         self.state.update(plan)
         for row in plan.entering:
-            self._enter(row)
+            self._entered[row.slot] = row
+            self._sampler.enter(row)
         if not self._ops.reads_contexts_only:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
@@ -48,19 +49,6 @@ class Runner:
             return StepResult(plan.step, (), prompt_logprobs=scores)
         sampled = self._sample(sampling, hidden[batch.logit_indices])
         return step_result(plan.step, plan.rows, sampled, scores)
-
-    def _enter(self, row: NewRow) -> None:
-        self._entered[row.slot] = row
-        prompt, output = row.token_ids[: row.num_prompt_tokens], row.token_ids[row.num_prompt_tokens :]
-        self._sampler.add(
-            row.slot,
-            row.params,
-            prompt,
-            output,
-            seed=row.seed,
-            eos_token_ids=row.eos_token_ids,
-            bad_words_token_ids=row.bad_words,
-        )
 
     def _sample(self, rows: Sequence[RowStep], hidden: Tensor) -> HostSample:
         """Choose the next token of each of ``rows``, whose last hidden states are ``hidden [S, H]``."""

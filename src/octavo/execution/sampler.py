@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.core.plan import NewRow
 from octavo.errors import ModelError
 from octavo.execution.logit_edits import ALWAYS, LogitEdits
 from octavo.execution.logprobs import TokenLogprobs, raw_rows, to_host
@@ -149,6 +150,19 @@ class Sampler:
         always = logprobs >= 0 or slot in self._counts
         self._extras[slot] = *penalties, logprobs
         self._edited_until[slot] = ALWAYS if always else self._edits.ends(slot)
+
+    def enter(self, row: NewRow) -> None:
+        """``add`` for a request that enters the batch."""
+        prompt, output = row.token_ids[: row.num_prompt_tokens], row.token_ids[row.num_prompt_tokens :]
+        self.add(
+            row.slot,
+            row.params,
+            prompt,
+            output,
+            seed=row.seed,
+            eos_token_ids=row.eos_token_ids,
+            bad_words_token_ids=row.bad_words,
+        )
 
     def _params(self, params: SamplingParams, seed: int, num_outputs: int) -> tuple[float, ...]:
         """A record of `PARAMS`."""

@@ -54,6 +54,12 @@ class Rows(NamedTuple):
         counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
         return cls(slots, starts, counts, np.array([row.samples for row in rows], dtype=np.bool_))
 
+    def tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where each row's tokens end among the step's ``[R]``; the slot and the position of each token ``[T]``."""
+        ends = np.cumsum(self.counts)
+        positions = np.arange(ends[-1]) + np.repeat(self.starts - (ends - self.counts), self.counts)
+        return ends, np.repeat(self.slots, self.counts), positions
+
     @property
     def decode(self) -> bool:
         """Whether each row computes one token and samples: then a graph can do it."""

@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -69,6 +69,16 @@ def _private_memory(size: int) -> mmap.mmap:
 class AttentionPlan:
     """The index arithmetic of one step, done once by ``Ops.plan_attention`` and read by every layer. Opaque:
     each backend has its own."""
+
+
+Plan = TypeVar("Plan", bound=AttentionPlan)
+
+
+def own_plan(plan: AttentionPlan, kind: type[Plan]) -> Plan:
+    """``plan``, which must be of a backend's own ``kind``. Raises ``TypeError``."""
+    if not isinstance(plan, kind):
+        raise TypeError("the plan is not from plan_attention of the same ops")
+    return plan
 
 
 class DeviceRows(NamedTuple):

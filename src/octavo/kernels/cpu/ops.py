@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo.kernels.cpu.attention_plan import CpuPlan
 from octavo.kernels.cpu.build import load_library
 from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
-from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
 
@@ -71,7 +71,7 @@ class CpuOps(ReferenceOps):
         eps: float,
         kv: KVLayer,
     ) -> Tensor:
-        own, d = _own(plan), kv.keys.shape[3]
+        own, d = own_plan(plan, CpuPlan), kv.keys.shape[3]
         norms = [norm for norm in (q_norm, k_norm) if norm is not None]
         if self._native is None or not fits_rows(qkv, *kv, *norms) or d % 32:
             return super().rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
@@ -91,7 +91,7 @@ class CpuOps(ReferenceOps):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        own = _own(plan)
+        own = own_plan(plan, CpuPlan)
         if self._native is None or not fits_attention(q, kv):
             return super().attention(q, kv, own, scale=scale, window=window, soft_cap=soft_cap)
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
@@ -114,9 +114,3 @@ def packs_weights() -> bool:
     """Whether this torch has the packed product and this CPU the instructions for it."""
     has_op = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return has_op and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _own(plan: AttentionPlan) -> CpuPlan:
-    if not isinstance(plan, CpuPlan):
-        raise TypeError("the plan is not from plan_attention of the same ops")
-    return plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.ops import Ops
 from octavo.kernels.reference import attention, rotary, sampling
 from octavo.kernels.reference.attention_plan import GroupedPlan
@@ -50,7 +50,7 @@ class ReferenceOps(Ops):
         eps: float,
         kv: KVLayer,
     ) -> Tensor:
-        tokens = _own(plan).tokens
+        tokens = own_plan(plan, GroupedPlan).tokens
         return rotary.rotate_and_store(qkv, tokens, cos_sin, q_norm, k_norm, eps, kv, self._workspace)
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
@@ -66,7 +66,7 @@ class ReferenceOps(Ops):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        return attention.attention(q, kv, _own(plan), scale, window, soft_cap)
+        return attention.attention(q, kv, own_plan(plan, GroupedPlan), scale, window, soft_cap)
 
     def sample(
         self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
@@ -75,9 +75,3 @@ class ReferenceOps(Ops):
 
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         return sampling.gather_logprobs(logits, token_ids, k)
-
-
-def _own(plan: AttentionPlan) -> GroupedPlan:
-    if not isinstance(plan, GroupedPlan):
-        raise TypeError("the plan is not from plan_attention of the same ops")
-    return plan

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.ops import Ops
 from octavo.kernels.triton import matmul, prefill_attention
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan, upload
@@ -59,27 +59,10 @@ class DeterministicOps(TritonOps):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return matmul.linear(x, weight, bias)
 
-    def add_norm_linear(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        norm_weight: Tensor,
-        eps: float,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return Ops.add_norm_linear(self, x, residual, norm_weight, eps, weight, bias)
-
-    def add_norm_gate_up(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        norm_weight: Tensor,
-        eps: float,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return Ops.add_norm_gate_up(self, x, residual, norm_weight, eps, weight, bias)
+    # What the faster backend fuses is put together of its parts again.
+    add_norm_linear = Ops.add_norm_linear
+    add_norm_gate_up = Ops.add_norm_gate_up
+    attend = Ops.attend
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
         return DeterministicPlan(batch)
@@ -94,7 +77,7 @@ class DeterministicOps(TritonOps):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        own = _own(plan)
+        own = own_plan(plan, DeterministicPlan)
         q = q if q.stride()[1:] == (q.shape[2], 1) else q.contiguous()
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         group = q.shape[1] // kv.keys.shape[1]
@@ -103,31 +86,7 @@ class DeterministicOps(TritonOps):
         prefill_attention.attend_pages(q, kv, out, own, tiles, Scores(scale, window, soft_cap), chosen)
         return out
 
-    def attend(
-        self,
-        qkv: Tensor,
-        plan: AttentionPlan,
-        cos_sin: Tensor,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
-        kv: KVLayer,
-        *,
-        scale: float,
-        window: int | None = None,
-        soft_cap: float | None = None,
-    ) -> Tensor:
-        """Through the cache: keys in ``qkv`` may be of another dtype, and are not there in every step."""
-        q = self.rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
-        return self.attention(q, kv, plan, scale=scale, window=window, soft_cap=soft_cap)
-
 
 def attention_settings(group: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> PrefillSettings:
     """The settings for all rows: those of a single query, whose small tiles waste least where a row decodes."""
     return prefill_attention.settings(1, group, head_dim, dtype, device, deterministic=False)
-
-
-def _own(plan: AttentionPlan) -> DeterministicPlan:
-    if not isinstance(plan, DeterministicPlan):
-        raise TypeError("the plan is not from plan_attention of the same ops")
-    return plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 from octavo.kernels.triton import activations, embedding, logprobs, matvec, norm, rotary, sampling
@@ -76,7 +76,7 @@ class TritonOps(ReferenceOps):
         eps: float,
         kv: KVLayer,
     ) -> Tensor:
-        own, pdl = _own(plan), use_pdl(qkv.device)
+        own, pdl = own_plan(plan, TritonPlan), use_pdl(qkv.device)
         return rotary.rotate_and_store(qkv, own.positions, own.slot_mapping, cos_sin, q_norm, k_norm, eps, kv, pdl=pdl)
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
@@ -94,7 +94,7 @@ class TritonOps(ReferenceOps):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        own = _own(plan)
+        own = own_plan(plan, TritonPlan)
         assert self._attention is not None  # there is a plan
         return self._attention.over_cache(q, kv, own, Scores(scale, window, soft_cap))
 
@@ -112,7 +112,7 @@ class TritonOps(ReferenceOps):
         window: int | None = None,
         soft_cap: float | None = None,
     ) -> Tensor:
-        own, scores, pdl = _own(plan), Scores(scale, window, soft_cap), use_pdl(qkv.device)
+        own, scores, pdl = own_plan(plan, TritonPlan), Scores(scale, window, soft_cap), use_pdl(qkv.device)
         assert self._attention is not None  # there is a plan
         return self._attention.turned(qkv, kv, own, cos_sin, q_norm, k_norm, eps, scores, pdl=pdl)
 
@@ -123,9 +123,3 @@ class TritonOps(ReferenceOps):
 
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         return logprobs.gather_logprobs(logits, token_ids, k)
-
-
-def _own(plan: AttentionPlan) -> TritonPlan:
-    if not isinstance(plan, TritonPlan):
-        raise TypeError("the plan is not from plan_attention of the same ops")
-    return plan
