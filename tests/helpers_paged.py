@@ -105,6 +105,24 @@ class PagedCase:
         bound = [max(c, context_bound) if q == 1 else c for q, c in self.lens]
         return replace(self.batch, block_tables=tables, rows=rows, context_lens=bound)
 
+    def in_graph(self, spare_tokens: int = 3, spare_rows: int = 2) -> ForwardBatch:
+        """The same rows as a graph sees them: with tokens and rows that are nobody's, and bounds on the host."""
+        batch = self.with_slots()
+        assert batch.rows is not None
+        starts, contexts, lines = batch.rows
+        tokens, rows = len(self.qkv) + spare_tokens, len(self.lens) + spare_rows
+        nobody = torch.zeros(spare_rows, dtype=torch.int32, device=self.qkv.device)
+        return replace(
+            batch,
+            token_ids=torch.zeros(tokens, dtype=torch.int64, device=self.qkv.device),
+            query_lens=[tokens] * rows,
+            context_lens=[max(context for _, context in self.lens) + 9] * rows,
+            rows=DeviceRows(
+                torch.cat([starts, nobody + starts[-1]]), torch.cat([contexts, nobody]), torch.cat([lines, nobody])
+            ),
+            bounds_only=True,
+        )
+
     def expected(self, scale: float, window: int | None = None, soft_cap: float | None = None) -> Tensor:
         """Float64 ``[T, Hq * D]``."""
         queries = self.q.split([queries for queries, _ in self.lens])

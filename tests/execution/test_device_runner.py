@@ -14,10 +14,10 @@ from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
 from octavo.core.plan import StepPlan
 from octavo.engine import Engine
+from octavo.execution import graphs
 from octavo.execution.build import _build_model
 from octavo.execution.build_device import assemble
 from octavo.execution.device_runner import DeviceRunner
-from octavo.execution.graphs import buckets
 from octavo.execution.memory import draw_up
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.layers.build import Build
@@ -121,22 +121,36 @@ def test_a_pool_so_small_that_requests_are_preempted(path):
 def test_a_decode_step_takes_a_graph_that_is_large_enough(path):
     engine, runner = device_engine(path, max_num_seqs=7)
     sizes = []
-    get = runner._graphs.get
-    runner._graphs.get = lambda rows: sizes.append(rows) or get(rows)
+    decode = runner._graphs.decode
+    runner._graphs.decode = lambda rows: sizes.append(rows) or decode(rows)
     run(engine, [([7], SamplingParams(temperature=0, max_tokens=3 + i, ignore_eos=True)) for i in range(5)])
     assert sizes[0] == 5
     assert sizes == sorted(sizes, reverse=True)
-    assert set(runner._graphs._graphs) == {1, 2, 4, 7}
+    assert set(runner._graphs._decode) == {1, 2, 4, 7}
 
 
-@pytest.mark.parametrize("most", [1, 2, 3, 8, 40, 64, 100, 256, 1000])
-def test_buckets_waste_little(most):
-    sizes = buckets(most)
-    assert sizes == sorted(set(sizes))
-    assert sizes[-1] == most
-    for rows in range(1, most + 1):
-        size = next(s for s in sizes if s >= rows)
-        assert size < 2 * rows or size - rows < 32
+def test_a_mixed_step_takes_a_graph_when_its_size_comes_for_the_second_time(path):
+    engine, runner = device_engine(path, max_num_seqs=7, enable_prefix_caching=False)
+    steps = []
+    mixed = runner._graphs.mixed
+    runner._graphs.mixed = lambda tokens, rows: steps.append((tokens, rows, mixed(tokens, rows))) or steps[-1][2]
+    for length in (20, 19, 30):
+        run(engine, [([7] * length, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))])
+    assert [(tokens, rows, graph and graph.shape) for tokens, rows, graph in steps] == [
+        (20, 1, None),
+        (19, 1, (32, 1, 1)),
+        (30, 1, (32, 1, 1)),
+    ]
+
+
+def test_few_mixed_graphs_are_kept(path, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_MIXED", 2)
+    engine, runner = device_engine(path, max_num_seqs=7)
+    for tokens in (16, 16, 32, 32, 16, 48, 48):
+        runner._graphs.mixed(tokens, 1)
+    assert list(runner._graphs._mixed) == [(16, 1, 1), (48, 1, 1)]
+    assert runner._graphs.mixed(1 << 20, 1) is None
+    engine.shutdown()
 
 
 def test_rows_that_fill_up_a_graph_touch_no_request(path):

@@ -12,9 +12,9 @@ from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
 from octavo.execution.current import current
 from octavo.execution.device_state import DeviceState
 from octavo.execution.fetch import Fetch
-from octavo.execution.graphs import DecodeGraph, DecodeGraphs, prepare
+from octavo.execution.graphs import StepGraph, StepGraphs, prepare_decode
 from octavo.execution.kv_cache import clear_unfilled
-from octavo.execution.prompt_scores import Scores, score_prompts
+from octavo.execution.prompt_scores import Scores, score_prompts, scores_wanted
 from octavo.execution.sampler import SampledTokens, Sampler
 from octavo.execution.step_input import Rows, Shape, Staging, StepInput
 from octavo.execution.step_result import step_result
@@ -47,7 +47,7 @@ class DeviceRunner:
         kv_cache: Sequence[KVLayer],
         state: DeviceState,
         sampler: Sampler,
-        graphs: DecodeGraphs | None,
+        graphs: StepGraphs | None,
     ) -> None:
         """Without ``graphs`` every step launches its kernels one by one."""
         self.model, self.kv_cache, self.state = model, kv_cache, state
@@ -57,11 +57,10 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Record all graphs, the largest first: the smaller ones then find room in its memory."""
+        """Record the graphs that are wanted for certain."""
         if self._graphs is not None:
             with current(self.state.device):
-                for size in reversed(self._graphs.buckets):
-                    self._graphs.get(size)
+                self._graphs.record_all()
 
     def wait(self) -> None:
         """Wait until the device has nothing to do."""
@@ -88,27 +87,61 @@ class DeviceRunner:
         self.state.send(self._staging)
         if not self._ops.reads_contexts_only:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
-        if self._graphs is not None and rows.decode:
-            return PendingStep(plan.step, plan.rows, self._replay(rows, self._graphs.get(len(plan.rows))), {})
-        return self._run(plan, rows)
+        graph = self._graph(plan, rows)
+        if graph is None:
+            return self._run(plan, rows)
+        return PendingStep(plan.step, plan.rows, self._replay(rows, graph), {})
 
-    def _replay(self, decode: Rows, graph: DecodeGraph) -> Fetch:
-        rows, shape = len(decode.slots), Shape(graph.rows, graph.rows, graph.rows)
-        edits = self._sampler.needs_edits(decode.slots)
-        filters = self._sampler.needs_filters(decode.slots)
-        words = self._staging.take(shape.num_words)
-        inputs = prepare(words.numpy(), shape)
-        self.state.fill_decode(decode.slots, decode.starts, inputs)
-        if not edits:
-            self._sampler.fast_params(decode.slots, inputs.params[:rows])
+    def _graph(self, plan: StepPlan, rows: Rows) -> StepGraph | None:
+        """What computes this step, if a graph does."""
+        if self._graphs is None:
+            return None
+        if rows.decode:
+            return self._graphs.decode(len(plan.rows))
+        tokens = int(rows.counts.sum())
+        if tokens == len(plan.rows) or scores_wanted(plan.rows, self._entered):
+            return None
+        return self._graphs.mixed(tokens, len(plan.rows))
+
+    def _replay(self, rows: Rows, graph: StepGraph) -> Fetch | None:
+        slots = rows.slots[rows.samples]
+        edits, filters = self._sampler.needs_edits(slots), self._sampler.needs_filters(slots)
+        words = self._staging.take(graph.shape.num_words)
+        inputs = StepInput.view(words.numpy(), graph.shape)
+        if rows.decode:
+            prepare_decode(inputs)
+            self.state.fill_decode(rows.slots, rows.starts, inputs)
+        else:
+            self.state.fill_mixed(rows, inputs)
+        self._fill_params(rows, inputs.params[: len(rows.slots)], known=not edits)
         self._staging.send(words, graph.words)
         graph.replay()
+        if not len(slots):
+            return None
+        return self._sampled(rows, graph, edits, filters)
+
+    def _fill_params(self, rows: Rows, out: np.ndarray, *, known: bool) -> None:
+        """Parameters of the rows that sample; of the others, and of all if they are not ``known`` yet, zeros."""
+        if known and rows.samples.all():
+            self._sampler.fast_params(rows.slots, out)
+            return
+        out[:] = 0
+        if known:
+            params = np.empty((int(rows.samples.sum()), out.shape[1]), out.dtype)
+            self._sampler.fast_params(rows.slots[rows.samples], params)
+            out[rows.samples] = params
+
+    def _sampled(self, rows: Rows, graph: StepGraph, edits: bool, filters: bool) -> Fetch:
+        """The tokens that the graph, or whoever takes its logits, sampled."""
+        logits, tokens = graph.logits[: len(rows.slots)], graph.tokens[: len(rows.slots)]
         if edits:
-            return self._sample_edited(graph.logits[:rows], decode.slots)
+            if not rows.samples.all():
+                logits = logits.index_select(0, to_device(np.flatnonzero(rows.samples), logits.device))
+            return self._sample_edited(logits, rows.slots[rows.samples])
         if filters:
-            own = StepInput.view(graph.words, shape)
-            return Fetch.tokens(self.state.sample(self._ops, graph.logits[:rows], own, filters=True))
-        return Fetch.tokens(graph.tokens[:rows])
+            own = StepInput.view(graph.words, graph.shape)
+            tokens = self.state.sample(self._ops, logits, own, filters=True)
+        return Fetch.tokens(tokens, rows.samples)
 
     def _run(self, plan: StepPlan, rows: Rows) -> PendingStep:
         """A step of any kind, kernel by kernel."""

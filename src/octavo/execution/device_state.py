@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.core.plan import NewRow
 from octavo.execution.batch import BatchState
-from octavo.execution.step_input import Rows, Staging, StepInput
+from octavo.execution.step_input import Rows, Shape, Staging, StepInput, smaller
 from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
 from octavo.kernels.ops import Ops
 from octavo.kernels.sampling import LastTokens
@@ -109,6 +109,29 @@ class DeviceState(BatchState):
         out.table_rows[:n], out.table_rows[n:] = slots, self.nobody
         out.sample_slots[:n], out.sample_slots[n:] = slots, -1
 
+    def fill_mixed(self, rows: Rows, out: StepInput[np.ndarray]) -> None:
+        """The same where ``out`` may have more tokens and rows, and each row of it samples: those that need not have
+        no slot.
+        """
+        tokens, count = int(rows.counts.sum()), len(rows.slots)
+        every = rows._replace(samples=np.ones(count, dtype=np.bool_))
+        self.fill(every, smaller(out, Shape(tokens, count, count)))
+        out.sample_slots[:count][~rows.samples] = -1
+        self.fill_up(out, tokens, count)
+
+    def fill_up(self, out: StepInput[np.ndarray], num_tokens: int, num_rows: int) -> None:
+        """Write tokens and rows that are nobody's behind the first ones: the rows have no token, and the tokens, which
+        belong to no row, compute the trash block's first.
+        """
+        for part in (out.token_ids, out.positions):
+            part[num_tokens:] = 0
+        out.slot_mapping[num_tokens:] = self.trash_block * self.block_size
+        for part in (out.params, out.context_lens, out.logit_indices):
+            part[num_rows:] = 0
+        out.query_starts[num_rows:] = num_tokens
+        out.table_rows[num_rows:] = self.nobody
+        out.sample_slots[num_rows:] = -1
+
     def resolve(self, token_ids: Tensor) -> Tensor:
         """Token ids with those that stand for what a slot sampled replaced by it."""
         return torch.where(token_ids < 0, self.last_tokens[(-1 - token_ids).clamp_(min=0)], token_ids)
@@ -120,8 +143,10 @@ class DeviceState(BatchState):
         query_lens: Sequence[int],
         context_lens: Sequence[int],
         kv_cache: Sequence[KVLayer],
+        *,
+        bounds_only: bool = False,
     ) -> ForwardBatch:
-        """The model's input, without the plan of its attention."""
+        """The model's input, without the plan of its attention. ``bounds_only``: the lengths are not exceeded."""
         return ForwardBatch(
             token_ids=token_ids,
             positions=inputs.positions,
@@ -133,6 +158,7 @@ class DeviceState(BatchState):
             kv_cache=kv_cache,
             block_size=self.block_size,
             rows=DeviceRows(inputs.query_starts, inputs.context_lens, inputs.table_rows),
+            bounds_only=bounds_only,
         )
 
     def sample(self, ops: Ops, logits: Tensor, inputs: StepInput[Tensor], *, filters: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,14 @@ from octavo.kernels.sampling import Logprobs
 class Fetch:
     """Copies that were started, and what they are to become. ``wait`` waits for these copies alone."""
 
-    def __init__(self, tensors: Sequence[Tensor], rows: Sequence[int] = (), widths: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        rows: Sequence[int] = (),
+        widths: Sequence[int] = (),
+        kept: np.ndarray | None = None,
+    ) -> None:
+        self._kept = kept
         self._host = [_start_copy(tensor) for tensor in tensors]
         self._rows, self._widths = rows, widths
         self._event: torch.cuda.Event | None = None
@@ -23,9 +31,9 @@ class Fetch:
             self._event.record()
 
     @classmethod
-    def tokens(cls, tokens: Tensor) -> Fetch:
-        """Of int64 ``[S]`` tokens, -1 where there is none."""
-        return cls([tokens])
+    def tokens(cls, tokens: Tensor, kept: np.ndarray | None = None) -> Fetch:
+        """Of int64 ``[S]`` tokens, -1 where there is none; or of those that a mask ``[S]`` says."""
+        return cls([tokens], kept=kept)
 
     @classmethod
     def of(cls, sampled: SampledTokens) -> Fetch:
@@ -38,6 +46,8 @@ class Fetch:
         if self._event is not None:
             self._event.synchronize()
         tokens, *logprobs = self._host
+        if self._kept is not None:
+            tokens = tokens[torch.from_numpy(self._kept)]
         bad = tokens < 0
         found = Logprobs(*logprobs) if logprobs else None
         return SampledTokens(tokens.masked_fill(bad, 0), bad, found, self._rows, self._widths).to_host()

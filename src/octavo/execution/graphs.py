@@ -1,65 +1,66 @@
-"""CUDA graphs of decode steps: a step recorded once and launched again by one call.
+"""CUDA graphs of steps: a step recorded once and launched again by one call.
 
-Launching its some 200 kernels one by one would take the host longer than the device takes to compute a small model's
-step. A graph is recorded for a number of rows and read-only in all but what its input buffer, the block tables and the
-cache hold; a step with fewer rows fills up with rows that are nobody's. Every graph ends with sampling, so that the
-next step's tokens are on the device before the host knows them; a step whose sampling is not so simple takes the
-logits and samples again.
+Launching its some 200 kernels one by one takes the host longer than the device takes to compute a small model's step. A
+graph is recorded for so many tokens and rows and is read-only in all but what its input buffer, the block tables and
+the cache hold; a step with fewer fills up with tokens and rows that are nobody's. Every graph ends with sampling, so
+that the next step's tokens are on the device before the host knows them; a step whose sampling is not so simple takes
+the logits and samples again.
+
+There are two kinds. In one each row decodes: all its sizes are recorded before the first request. In the other rows
+bring any number of tokens: there are too many sizes for that, so one is recorded when it is wanted for the second time,
+and the one not used for longest makes room.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.execution.device_state import DeviceState
+from octavo.execution.graph_sizes import decode_sizes, mixed_size
+from octavo.execution.recorder import Recorder
 from octavo.execution.step_input import Shape, StepInput
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.ops import Ops
 from octavo.models.decoder import DecoderModel
 
-_SMALL = (1, 2, 4, 8, 16, 32, 48, 64)
-_STEP = 32
-
-
-def buckets(max_num_seqs: int) -> list[int]:
-    """For how many rows there are graphs: few enough to record all, close enough to waste little.
-
-    From 64 on in steps of 32, from 256 on in steps of an eighth to a quarter.
-    """
-    sizes = list(_SMALL)
-    while sizes[-1] < max_num_seqs:
-        sizes.append(sizes[-1] + max(_STEP, (1 << sizes[-1].bit_length()) // 8))
-    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+MOST_MIXED = 64
+"""Graphs of the second kind at once: each has some megabytes of its own on the device."""
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeGraph:
-    """A recorded decode step of so many rows.
+class StepGraph:
+    """A recorded step.
 
     Attributes:
+        shape: its tokens and rows; each row samples.
         words: the input buffer that it reads, int32.
-        logits: ``[rows, V]`` in the model's dtype, after ``replay``.
-        tokens: int64 ``[rows]``, after ``replay``; -1 where the logits could not be sampled from.
+        logits: ``[rows, V]`` in the model's dtype, after ``replay`` and until the next graph's.
+        tokens: int64 ``[rows]``, likewise; -1 where the logits could not be sampled from.
         replay: launches it.
     """
 
-    rows: int
+    shape: Shape
     words: Tensor
     logits: Tensor
     tokens: Tensor
     replay: Callable[[], None]
 
 
-class DecodeGraphs:
-    """The graphs of all sizes, recorded when first wanted or beforehand. They share the memory of all but their logits
-    and tokens.
+class StepGraphs:
+    """The graphs of all sizes. They share their memory, so that the results of one last until the next one runs.
+
+    Args:
+        model, ops, state, kv_cache: what the steps compute with.
+        max_num_seqs: rows of a step at most.
+        max_model_len: context of a row at most.
+        max_tokens: steps of more tokens have no graph.
     """
 
     def __init__(
@@ -71,79 +72,96 @@ class DecodeGraphs:
         *,
         max_num_seqs: int,
         max_model_len: int,
+        max_tokens: int,
     ) -> None:
         self._model, self._ops, self._state, self._kv_cache = model, ops, state, kv_cache
-        self._max_model_len = max_model_len
-        self.buckets = buckets(max_num_seqs)
-        largest = Shape(max_num_seqs, max_num_seqs, max_num_seqs)
-        self._words = torch.zeros(largest.num_words, dtype=torch.int32, device=state.device)
-        self._graphs: dict[int, DecodeGraph] = {}
-        self._pool: Any = None  # of memory; known once there is a graph
-        self._stream: torch.cuda.Stream | None = None
+        self._max_num_seqs, self._max_model_len, self._max_tokens = max_num_seqs, max_model_len, max_tokens
+        self._recorder = Recorder(state.device)
+        self._sizes = decode_sizes(max_num_seqs)
+        self._decode: dict[int, StepGraph] = {}
+        self._mixed: OrderedDict[Shape, StepGraph] = OrderedDict()
+        self._wanted: Counter[Shape] = Counter()
+        most = max(Shape(n, max_num_seqs, max_num_seqs).num_words for n in (max_num_seqs, max_tokens))
+        self._words = torch.zeros(most, dtype=torch.int32, device=state.device)
 
-    def get(self, rows: int) -> DecodeGraph:
-        """The graph for ``rows`` rows, at most ``max_num_seqs``."""
-        size = self.buckets[bisect_left(self.buckets, rows)]
-        if size not in self._graphs:
-            self._graphs[size] = self._record(size)
-        return self._graphs[size]
+    def record_all(self) -> None:
+        """Record what needs most memory, then all decode steps: the later ones find room in the memory of the first."""
+        if self._max_tokens > self._max_num_seqs:
+            self._record_mixed(mixed_size(self._max_tokens, self._max_num_seqs, self._max_num_seqs))
+        for size in reversed(self._sizes):
+            self.decode(size)
 
-    def _record(self, rows: int) -> DecodeGraph:
-        shape = Shape(rows, rows, rows)
-        words = self._words[: shape.num_words]
-        words.copy_(torch.from_numpy(self._nobodys(shape)))
-        inputs = StepInput.view(words, shape)
-        logits, tokens, replay = self._capture(lambda: self._step(inputs, rows))
-        return DecodeGraph(rows, words, logits, tokens, replay)
+    def rehearse(self) -> None:
+        """Go once through the steps that ``record_all`` records, and through a mixed one of few tokens."""
+        for size in self._sizes:
+            self._step(self._nobodys(Shape(size, size, size), 1), 1)
+        for tokens, rows in [(16, 1), (self._max_tokens, self._max_num_seqs)] if self._max_tokens else []:
+            shape = mixed_size(tokens, rows, self._max_num_seqs)
+            self._step(self._nobodys(shape, shape.tokens), shape.tokens)
 
-    def _nobodys(self, shape: Shape) -> np.ndarray:
-        """Input of rows that are nobody's, to record with."""
+    def decode(self, rows: int) -> StepGraph:
+        """The graph for ``rows`` rows of one token each, at most ``max_num_seqs``."""
+        size = self._sizes[bisect_left(self._sizes, rows)]
+        if size not in self._decode:
+            self._decode[size] = self._record(Shape(size, size, size), most_queries=1)
+        return self._decode[size]
+
+    def mixed(self, tokens: int, rows: int) -> StepGraph | None:
+        """The graph for a step in which some row has several tokens; None if there is none (yet)."""
+        if tokens > self._max_tokens:
+            return None
+        shape = mixed_size(tokens, rows, self._max_num_seqs)
+        if shape in self._mixed:
+            self._mixed.move_to_end(shape)
+            return self._mixed[shape]
+        self._wanted[shape] += 1
+        return self._record_mixed(shape) if self._wanted[shape] > 1 else None
+
+    def _record_mixed(self, shape: Shape) -> StepGraph:
+        if len(self._mixed) >= MOST_MIXED:
+            self._mixed.popitem(last=False)
+        self._mixed[shape] = graph = self._record(shape, most_queries=shape.tokens)
+        return graph
+
+    def _record(self, shape: Shape, most_queries: int) -> StepGraph:
+        inputs = self._nobodys(shape, most_queries)
+        (logits, tokens), replay = self._recorder.record(lambda: self._step(inputs, most_queries))
+        return StepGraph(shape, self._words[: shape.num_words], logits, tokens, replay)
+
+    def _nobodys(self, shape: Shape, most_queries: int) -> StepInput[Tensor]:
+        """The input buffer with rows that are nobody's, to record with."""
         words = np.zeros(shape.num_words, dtype=np.int32)
-        nothing = np.zeros(0, dtype=np.int64)
-        self._state.fill_decode(nothing, nothing, prepare(words, shape))
-        return words
+        inputs = StepInput.view(words, shape)
+        if most_queries == 1:
+            prepare_decode(inputs)
+            nothing = np.zeros(0, dtype=np.int64)
+            self._state.fill_decode(nothing, nothing, inputs)
+        else:
+            self._state.fill_up(inputs, num_tokens=0, num_rows=0)
+        self._words[: shape.num_words].copy_(torch.from_numpy(words))
+        return StepInput.view(self._words[: shape.num_words], shape)
 
-    def _step(self, inputs: StepInput[Tensor], rows: int) -> tuple[Tensor, Tensor]:
+    def _step(self, inputs: StepInput[Tensor], most_queries: int) -> tuple[Tensor, Tensor]:
         """What is recorded: logits and tokens."""
-        state = self._state
-        token_ids = state.last_tokens.index_select(0, inputs.table_rows)
-        batch = state.batch_of(inputs, token_ids, [1] * rows, [self._max_model_len] * rows, self._kv_cache)
+        state, rows = self._state, len(inputs.table_rows)
+        bounds = [most_queries] * rows, [self._max_model_len] * rows
+        if most_queries == 1:
+            token_ids = state.last_tokens.index_select(0, inputs.table_rows)
+        else:
+            token_ids = state.resolve(inputs.token_ids)
+        batch = state.batch_of(inputs, token_ids, *bounds, self._kv_cache, bounds_only=True)
         batch.attention = self._ops.plan_attention(batch)
-        logits = self._model.raw_logits(self._model(batch))
+        hidden = self._model(batch)
+        if most_queries > 1:
+            hidden = hidden.index_select(0, inputs.logit_indices)
+        logits = self._model.raw_logits(hidden)
         return logits, state.sample(self._ops, logits, inputs, filters=False)
 
-    def _capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Callable[[], None]]:
-        """Record ``step``; its results, and a function that computes them again in the same place."""
-        if self._state.device.type != "cuda":
-            return _repeat(step)
-        self._stream = stream = self._stream or torch.cuda.Stream()  # each has library workspaces of its own
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()  # compiles kernels, sets up libraries: not to be recorded
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            logits, tokens = step()
-        self._pool = self._pool or graph.pool()
-        return logits, tokens, graph.replay
 
-
-def prepare(words: np.ndarray, shape: Shape) -> StepInput[np.ndarray]:
-    """Views of the host's words of a decode step, with what is the same in each."""
-    inputs = StepInput.view(words, shape)
+def prepare_decode(inputs: StepInput[np.ndarray]) -> None:
+    """Write what is the same in each decode step."""
+    rows = len(inputs.table_rows)
     inputs.params[:] = 0
     inputs.token_ids[:] = 0
-    inputs.query_starts[:] = np.arange(shape.rows + 1)
-    inputs.logit_indices[:] = np.arange(shape.rows)
-    return inputs
-
-
-def _repeat(step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Callable[[], None]]:
-    """What stands for a graph where there are none: the step is simply run again."""
-    results = step()
-
-    def replay() -> None:
-        for place, value in zip(results, step(), strict=True):
-            place.copy_(value)
-
-    return *results, replay
+    inputs.query_starts[:] = np.arange(rows + 1)
+    inputs.logit_indices[:] = np.arange(rows)

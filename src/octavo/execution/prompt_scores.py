@@ -41,6 +41,12 @@ def score_prompts(
     return scores
 
 
+def scores_wanted(rows: Sequence[RowStep], entered: Mapping[int, NewRow]) -> bool:
+    """Whether ``score_prompts`` would find anything to do."""
+    requests = ((row, entered[row.slot]) for row in rows)
+    return any(r.params.prompt_logprobs is not None and row.start < r.num_prompt_tokens - 1 for row, r in requests)
+
+
 def _score(model: DecoderModel, hidden: Tensor, targets: Sequence[int], k: int) -> tuple[Logprobs, ...]:
     found: list[Logprobs] = []
     target_ids = torch.tensor(targets, device=hidden.device)

@@ -96,6 +96,12 @@ class StepInput(NamedTuple, Generic[Array]):
         return cls(parts[0].reshape(shape.samples, PARAM_WORDS), *parts[1:])
 
 
+def smaller(inputs: StepInput[np.ndarray], shape: Shape) -> StepInput[np.ndarray]:
+    """The input of a smaller step, at the beginning of each part."""
+    t, r, s = shape
+    return StepInput(*(part[:n] for part, n in zip(inputs, (s, t, t, t, r + 1, r, r, s, s), strict=True)))
+
+
 _USUAL_WORDS = 1 << 16
 """Enough for a step of 16384 tokens: to allocate pinned memory takes long and may wait for the device."""
 

@@ -118,8 +118,11 @@ class ForwardBatch:
         kv_cache: one ``KVLayer`` for each layer.
         block_size: tokens in a block.
         rows: the rows' lengths on the device. If it is given, ``block_tables`` has a line for each slot of the engine
-            instead of for each row, and in a graph the host's ``context_lens`` are only what is not exceeded when it
-            runs again; the device's count. None: lengths are as on the host, line r of ``block_tables`` is row r's.
+            instead of for each row. None: lengths are as on the host, line r of ``block_tables`` is row r's.
+        bounds_only: the step is recorded in a graph: ``query_lens`` and ``context_lens`` are only what is not exceeded
+            when it runs again, and the lengths on the device (``rows``) count. There a row may have no token, and the
+            last of the T tokens may belong to no row: what becomes of them is nobody's. Where no row can have more than
+            one query, each has one.
         attention: ``Ops.plan_attention(batch)``; set before the model runs.
     """
 
@@ -133,4 +136,5 @@ class ForwardBatch:
     kv_cache: Sequence[KVLayer]
     block_size: int
     rows: DeviceRows | None = None
+    bounds_only: bool = False
     attention: AttentionPlan | None = None

@@ -8,7 +8,9 @@ at least float32.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
@@ -25,6 +27,12 @@ class Ops(ABC):
 
     graph_safe = False
     reads_contexts_only = False
+
+    def compile_only(self, device: torch.device) -> AbstractContextManager[object]:
+        """While this is entered, kernels that are compiled when they are first used are not run but only compiled, side
+        by side: results mean nothing. When it is left, all of them are ready.
+        """
+        return nullcontext()
 
     @abstractmethod
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:

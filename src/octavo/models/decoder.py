@@ -63,7 +63,7 @@ class DecoderModel(nn.Module):
 
     def __init__(self, config: ModelConfig, build: Build, max_positions: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dtype = config, build.dtype
         cos_sin = cos_sin_table(config, max_positions, build.device)
         attentions = [self.attention(build, config, cos_sin, window) for window in config.sliding_windows]
         self.model = Decoder(build, config, attentions)

@@ -37,15 +37,15 @@ def test_longest_tiles_come_first():
 def test_fresh_rows_apart_from_cached_ones():
     p = plan(LENS)
     assert p.fresh_rows == [FreshRow(1, 5), FreshRow(10, 40), FreshRow(62, 2)]
-    assert {r for r, _ in p.tiles(8, fresh=True).tolist()} == {1, 4, 6}
-    assert {r for r, _ in p.tiles(8, fresh=False).tolist()} == {3, 5}
-    assert plan([(4, 4), (1, 9)]).tiles(8, fresh=False) is None
+    assert {r for r, _ in p.tiles(8, "fresh").tolist()} == {1, 4, 6}
+    assert {r for r, _ in p.tiles(8, "cached").tolist()} == {3, 5}
+    assert plan([(4, 4), (1, 9)]).tiles(8, "cached") is None
 
 
 def test_whole_multiples_are_left_out():
-    found = covered(plan(LENS).tiles(8, fresh=True, whole=16), LENS, 8)
+    found = covered(plan(LENS).tiles(8, "fresh", whole=16), LENS, 8)
     assert sorted(found) == sorted([(1, i) for i in range(5)] + [(4, i) for i in range(32, 40)] + [(6, 0), (6, 1)])
-    assert plan([(32, 32)]).tiles(8, fresh=True, whole=16) is None
+    assert plan([(32, 32)]).tiles(8, "fresh", whole=16) is None
 
 
 def test_rows_with_one_query():

@@ -10,6 +10,7 @@ import torch
 from helpers_paged import PagedCase
 from octavo.kernels.forward_batch import AttentionPlan, KVLayer
 from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.ops import TritonOps
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -39,6 +40,26 @@ def test_attend_as_the_reference_does(device, dtype, window, soft_cap, lens):
         found.append((out, *cache))
     for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("lens", [LENS, [(40, 40)], [(1, 30), (2, 9)]], ids=["mixed", "one", "cached"])
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_step_as_a_graph_sees_it(device, dtype, window, lens):
+    """Lengths on the device alone; tokens and rows that are nobody's touch nothing."""
+    case = PagedCase(lens, dtype=dtype, device=device)
+    batch, ops = case.in_graph(), TritonOps()
+    ops.plan_attention(batch)
+    q = torch.cat([case.q, torch.full_like(case.q[:3], torch.nan)])
+    qkv = torch.cat([case.qkv, torch.full_like(case.qkv[:3], torch.nan)])
+    attention, plan = ops._attention, TritonPlan(batch)
+    assert attention is not None
+    for out in (
+        attention.over_cache(q, case.cache, plan, Scores(0.4, window)),
+        attention.over_new(q, qkv, case.cache, plan, Scores(0.4, window)),
+    ):
+        tolerance = TOLERANCE[dtype]
+        found = out[: len(case.q)].double()
+        torch.testing.assert_close(found, case.expected(0.4, window), rtol=tolerance, atol=tolerance)
 
 
 def test_plan_of_another_backend_is_refused(device):

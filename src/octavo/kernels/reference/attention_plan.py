@@ -88,7 +88,7 @@ class GroupedPlan(AttentionPlan):
 
     def __init__(self, batch: ForwardBatch, workspace: Workspace) -> None:
         self.workspace = workspace
-        self._query_lens = [int(n) for n in batch.query_lens]
+        self._query_lens = host_query_lens(batch)
         self._context_lens = host_context_lens(batch)
         self._block_tables = block_tables_of_rows(batch)
         self._block_size = batch.block_size
@@ -108,7 +108,8 @@ class GroupedPlan(AttentionPlan):
         for index, (queries, context) in enumerate(zip(self._query_lens, self._context_lens, strict=True)):
             first_query = context - queries
             first_key = 0 if window is None else max(0, first_query - window + 1)
-            yield Row(index, token, queries, first_query, first_key - first_key % self._block_size)
+            if queries:  # none: the row fills up a graph
+                yield Row(index, token, queries, first_query, first_key - first_key % self._block_size)
             token += queries
 
     def _group(self, rows: list[Row], window: int | None) -> Group:
@@ -158,6 +159,14 @@ class GroupedPlan(AttentionPlan):
     def _blocks(self, rows: list[Row]) -> int:
         """How many blocks of each of the rows are gathered."""
         return max(-(-row.num_keys // self._block_size) for row in rows)
+
+
+def host_query_lens(batch: ForwardBatch) -> list[int]:
+    """New tokens of each row as they really are; where only the device knows them, it is waited for."""
+    if not batch.bounds_only or batch.rows is None:
+        return [int(n) for n in batch.query_lens]
+    counts: list[int] = batch.rows.query_starts.diff().tolist()
+    return counts
 
 
 def host_context_lens(batch: ForwardBatch) -> list[int]:

@@ -77,7 +77,7 @@ class PagedAttention:
         group, d = q.shape[1] // kv.keys.shape[1], q.shape[2]
         chosen = prefill.settings(plan.max_queries, group, d, q.dtype, q.device, plan.deterministic)
         queries = prefill.queries_per_tile(chosen, group)
-        if qkv is None or not plan.fresh_rows:
+        if qkv is None or not plan.has_fresh:
             tiles = plan.tiles(queries)
             assert tiles is not None
             prefill.attend_pages(q, kv, out, plan, tiles, scores, chosen)
@@ -86,9 +86,9 @@ class PagedAttention:
         for row in plan.fresh_rows:
             if whole and row.num_tokens >= whole:
                 cudnn.attend_whole(q, qkv, kv.keys.shape[1], out, row, scores.scale)
-        fresh = plan.tiles(queries, fresh=True, whole=whole)
+        fresh = plan.tiles(queries, "fresh", whole=whole)
         if fresh is not None:
             prefill.attend_fresh(q, qkv, kv, out, plan, fresh, scores, chosen)
-        cached = plan.tiles(queries, fresh=False)
+        cached = plan.tiles(queries, "cached")
         if cached is not None:
             prefill.attend_pages(q, kv, out, plan, cached, scores, chosen)

@@ -1,8 +1,7 @@
 """What all layers of a step share: where its tokens stand, and how its rows are cut into pieces of work.
 
-Rows with one query are decoded (`decode_attention`). The queries of the others are cut into tiles of equal size
-(`prefill_attention`); since a tile's work grows with its position, the longest come first, so that the short ones fill
-the gaps at the end. A row is fresh if all its context is new: its keys and values need not be read from the cache.
+Rows with one query are decoded (`decode_attention`). The queries of the others are cut into tiles (`attention_tiles`,
+`prefill_attention`). A row is fresh if all its context is new: its keys and values need not be read from the cache.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, DeviceRows, ForwardBatch
+from octavo.kernels.triton.attention_tiles import DeviceTiles, HostTiles, Kind, upload
 
 
 class Scores(NamedTuple):
@@ -32,7 +32,7 @@ class FreshRow(NamedTuple):
 
 
 class TritonPlan(AttentionPlan):
-    """The plan of one step.
+    """The plan of one step, or of all steps that a CUDA graph is replayed for (``ForwardBatch.bounds_only``).
 
     Attributes:
         positions: ``[T]`` int, on the device: where each token stands in its request.
@@ -40,82 +40,80 @@ class TritonPlan(AttentionPlan):
         block_tables: int32 or int64 ``[lines, max_blocks]``.
         block_size: tokens in a block.
         rows: where each row's tokens, lengths and blocks are, on the device.
-        decode_rows: int32 ``[num_decode_rows]``, on the device: the rows with one query. None: all rows are.
-        num_decode_rows: how many these are.
+        decode_rows: int32 ``[num_decode_rows]``, on the device: the rows with one query; -1 for one that has not, in a
+            graph. None: all rows are.
+        num_decode_rows: how many these are at most.
         max_decode_context: no context of these is longer, in this step or in any replay of its graph.
-        fresh_rows: rows of several queries without a cached prefix.
+        num_prefill_rows: rows with several queries, at most.
+        max_queries: of a row, at most.
+        fresh_rows: rows of several queries without a cached prefix, as far as the host knows them.
+        has_fresh: whether there may be such rows.
         deterministic: whether a row's bits must not depend on the rest of the batch.
     """
 
+    rows: DeviceRows
+    decode_rows: Tensor | None
+
     def __init__(self, batch: ForwardBatch, *, deterministic: bool = False) -> None:
-        self.positions = batch.positions
-        self.slot_mapping = batch.slot_mapping
-        self.block_tables = batch.block_tables
-        self.block_size = batch.block_size
+        self.positions, self.slot_mapping = batch.positions, batch.slot_mapping
+        self.block_tables, self.block_size = batch.block_tables, batch.block_size
         self.deterministic = deterministic
-        self._device = batch.token_ids.device
-        self._queries = np.asarray(batch.query_lens, dtype=np.int32)
-        self._contexts = np.asarray(batch.context_lens, dtype=np.int32)
-        self._tiles: dict[tuple[int, bool | None, int], Tensor] = {}
+        self.max_queries = max(batch.query_lens, default=0)
+        self._cut: HostTiles | DeviceTiles
+        self._lists: dict[tuple[int, Kind, int], Tensor | None] = {}
+        if batch.bounds_only and self.max_queries > 1:
+            self._plan_on_device(batch)
+        else:
+            self._plan_on_host(batch)
 
-        decode = np.flatnonzero(self._queries == 1).astype(np.int32)
-        self._prefill = np.flatnonzero(self._queries > 1).astype(np.int32)
-        self.num_decode_rows = len(decode)
-        self.max_decode_context = int(self._contexts[decode].max(initial=0))
-        self.rows, self.decode_rows = self._on_device(batch.rows, decode if len(self._prefill) else None)
-        self._fresh = self._queries == self._contexts
-        starts = np.cumsum(self._queries) - self._queries
-        self.fresh_rows = [FreshRow(int(starts[r]), int(self._queries[r])) for r in self._prefill if self._fresh[r]]
+    def _plan_on_host(self, batch: ForwardBatch) -> None:
+        device = batch.token_ids.device
+        queries = np.asarray(batch.query_lens, dtype=np.int32)
+        contexts = np.asarray(batch.context_lens, dtype=np.int32)
+        self._cut = HostTiles(queries, contexts, device)
+        decode, prefill = np.flatnonzero(queries == 1), np.flatnonzero(queries > 1)
+        self.num_decode_rows, self.num_prefill_rows = len(decode), len(prefill)
+        self.max_decode_context = int(contexts[decode].max(initial=0))
+        self.rows, self.decode_rows = _on_device(
+            batch.rows, queries, contexts, decode if len(prefill) else None, device
+        )
+        starts = np.cumsum(queries) - queries
+        fresh = prefill[queries[prefill] == contexts[prefill]]
+        self.fresh_rows = [FreshRow(int(starts[r]), int(queries[r])) for r in fresh]
+        self.has_fresh = bool(self.fresh_rows)
 
-    def _on_device(self, rows: DeviceRows | None, decode: np.ndarray | None) -> tuple[DeviceRows, Tensor | None]:
-        """Whatever of the two is not on the device yet, in one copy."""
-        parts = [] if decode is None else [decode]
-        if rows is None:
-            starts = np.concatenate(([0], np.cumsum(self._queries)))
-            parts += [starts, self._contexts, np.arange(len(self._queries))]
-        uploaded = list(upload(np.concatenate(parts), self._device).split([len(p) for p in parts])) if parts else []
-        decode_rows = None if decode is None else uploaded.pop(0)
-        return rows or DeviceRows(*uploaded), decode_rows
+    def _plan_on_device(self, batch: ForwardBatch) -> None:
+        assert batch.rows is not None  # lengths that only the device knows are there
+        self.rows, count = batch.rows, len(batch.query_lens)
+        self._cut = DeviceTiles(self.rows, len(batch.token_ids))
+        queries = self.rows.query_starts.diff()
+        line = torch.arange(count, dtype=torch.int32, device=queries.device)
+        self.decode_rows = torch.where(queries == 1, line, -1)
+        # A step of one row is in such a graph only if it has several queries.
+        self.num_decode_rows, self.num_prefill_rows = (count if count > 1 else 0), count
+        self.max_decode_context = max(batch.context_lens)
+        self.fresh_rows, self.has_fresh = [], True
 
-    @property
-    def num_prefill_rows(self) -> int:
-        """Rows with several queries."""
-        return len(self._prefill)
-
-    @property
-    def max_queries(self) -> int:
-        """Queries of the row that has most."""
-        return int(self._queries.max(initial=0))
-
-    def tiles(self, queries: int, *, fresh: bool | None = None, whole: int = 0) -> Tensor | None:
-        """Tiles of ``queries`` queries of the rows that have several: int32 ``[tiles, 2]``, row and first query.
-
-        Args:
-            queries: of each tile; a row's last tile may have fewer.
-            fresh: take only rows that are fresh (True) or not (False). None: all.
-            whole: leave out as many whole multiples of so many queries, from the beginning of each row, as there are.
-
-        Returns:
-            None if there are none.
-        """
-        key = (queries, fresh, whole)
-        if key not in self._tiles:
-            rows = self._prefill if fresh is None else self._prefill[self._fresh[self._prefill] == fresh]
-            self._tiles[key] = upload(self._cut(rows, queries, whole), self._device)
-        return self._tiles[key] if len(self._tiles[key]) else None
-
-    def _cut(self, rows: np.ndarray, queries: int, whole: int) -> np.ndarray:
-        lens = self._queries[rows]
-        skipped = lens // whole * whole if whole else np.zeros_like(lens)
-        counts = -(-(lens - skipped) // queries)
-        row = np.repeat(rows, counts)
-        index = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = np.repeat(skipped, counts) + index * queries
-        position = self._contexts[row] - self._queries[row] + first
-        return np.stack([row, first], axis=1)[np.argsort(-position, kind="stable")]
+    def tiles(self, queries: int, kind: Kind = "several", *, whole: int = 0) -> Tensor | None:
+        """Tiles of ``queries`` queries: int32 ``[tiles, 2]``, row and first query; row -1 is none. See `HostTiles`."""
+        key = (queries, kind, whole)
+        if key not in self._lists:
+            self._lists[key] = self._cut.cut(queries, kind, whole)
+        return self._lists[key]
 
 
-def upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """``array`` as int32 on the device; the host does not wait for the copy."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _on_device(
+    rows: DeviceRows | None,
+    queries: np.ndarray,
+    contexts: np.ndarray,
+    decode: np.ndarray | None,
+    device: torch.device,
+) -> tuple[DeviceRows, Tensor | None]:
+    """``rows`` and ``decode``, whatever of the two is not on the device yet, in one copy."""
+    parts = [] if decode is None else [decode]
+    if rows is None:
+        starts = np.concatenate(([0], np.cumsum(queries)))
+        parts += [starts, contexts, np.arange(len(queries))]
+    uploaded = list(upload(np.concatenate(parts), device).split([len(p) for p in parts])) if parts else []
+    decode_rows = None if decode is None else uploaded.pop(0)
+    return rows or DeviceRows(*uploaded), decode_rows

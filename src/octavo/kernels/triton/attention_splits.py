@@ -23,7 +23,10 @@ def first_and_split(
     return first, length, tl.maximum(tl.cdiv(context - first, length), 1)
 
 
-@triton.jit(do_not_specialize=["window", "min_split", "splits"])
+@triton.jit(
+    do_not_specialize=["window", "min_split", "splits"],
+    do_not_specialize_on_alignment=["query_starts", "context_lens", "decode_rows"],
+)
 def merge_splits(
     out: tl.tensor,
     partials: tl.tensor,
@@ -43,12 +46,13 @@ def merge_splits(
 ) -> None:
     """Add up the splits of a row and key/value head after all programs of the kernel that made them have ended."""
     index, kv_head, kv_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    row = index if ALL_ROWS else tl.load(decode_rows + index)
+    line = index if ALL_ROWS else tl.load(decode_rows + index)
+    row = tl.maximum(line, 0)
     _, _, used = first_and_split(tl.load(context_lens + row), window, min_split, splits, TILE, WINDOW)
     token = tl.load(query_starts + row).to(tl.int64)
     wait(PDL)
     trigger(PDL)
-    if used > 1:
+    if (used > 1) & (line >= 0):
         pair = index.to(tl.int64) * kv_heads + kv_head
         logs = partials + tl.num_programs(0).to(tl.int64) * kv_heads * splits * HEADS * D
         add_up(out + (token * kv_heads + kv_head) * HEADS * D, partials, logs, pair * splits, used, HEADS, D, AT_ONCE)

@@ -194,7 +194,10 @@ class DecodeAttention:
             )
 
 
-@triton.jit(do_not_specialize=["window", "min_split", "table_stride"], do_not_specialize_on_alignment=["block_tables"])
+@triton.jit(
+    do_not_specialize=["window", "min_split", "table_stride"],
+    do_not_specialize_on_alignment=["query_starts", "context_lens", "table_rows", "block_tables", "decode_rows"],
+)
 def _decode(
     q: tl.tensor,
     keys: tl.tensor,
@@ -229,13 +232,14 @@ def _decode(
     PDL: tl.constexpr,
 ) -> None:
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    row = index if ALL_ROWS else tl.load(decode_rows + index)
+    line = index if ALL_ROWS else tl.load(decode_rows + index)
+    row = tl.maximum(line, 0)
     context = tl.load(context_lens + row)
     table = block_tables + tl.load(table_rows + row).to(tl.int64) * table_stride
     token = tl.load(query_starts + row).to(tl.int64)
     first, length, used = first_and_split(context, window, min_split, tl.num_programs(2), TILE, WINDOW)
     # A program without work need not wait: it touches nothing, and the row's first program waits for all.
-    if split >= used:
+    if (split >= used) | (line < 0):
         return
     # The kernel before wrote this step's queries, keys and values. It lets this one begin only after its own wait, so
     # lengths and tables, which are older, could be read before.

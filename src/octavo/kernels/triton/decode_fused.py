@@ -147,7 +147,10 @@ class FusedDecode:
         return out
 
 
-@triton.jit(do_not_specialize=["window", "min_split", "table_stride"], do_not_specialize_on_alignment=["block_tables"])
+@triton.jit(
+    do_not_specialize=["window", "min_split", "table_stride"],
+    do_not_specialize_on_alignment=["positions", "slots", "context_lens", "table_rows", "block_tables"],
+)
 def _decode_fused(
     qkv: tl.tensor,
     keys: tl.tensor,

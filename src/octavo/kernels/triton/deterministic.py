@@ -19,14 +19,13 @@ What a step's place in a batch does change is speed alone. Two GPUs of different
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.ops import Ops
 from octavo.kernels.triton import matmul, prefill_attention
-from octavo.kernels.triton.attention_plan import Scores, TritonPlan, upload
+from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.prefill_attention import PrefillSettings
 
@@ -36,21 +35,16 @@ class DeterministicPlan(TritonPlan):
 
     def __init__(self, batch: ForwardBatch) -> None:
         super().__init__(batch, deterministic=True)
-        self._all: dict[int, Tensor] = {}
+        self._one_each: Tensor | None = None
 
-    def all_tiles(self, queries: int) -> Tensor:
+    def all_tiles(self, queries: int) -> Tensor | None:
         """int32 ``[tiles, 2]``: row and first query of each tile of ``queries`` queries."""
-        if queries not in self._all:
-            self._all[queries] = self._cut_all(queries)
-        return self._all[queries]
-
-    def _cut_all(self, queries: int) -> Tensor:
-        """A decode step's tiles are made on the device: what is recorded in a CUDA graph may not read the host."""
-        count = len(self._queries)
-        if (self._queries > 1).any():
-            return upload(self._cut(np.arange(count, dtype=np.int32), queries, 0), self._device)
-        row = torch.arange(count, dtype=torch.int32, device=self._device)
-        return torch.stack([row, torch.zeros_like(row)], dim=1)
+        if self.max_queries > 1:
+            return self.tiles(queries, "all")
+        if self._one_each is None:  # made on the device: what is recorded in a CUDA graph may not read the host
+            row = torch.arange(self.num_decode_rows, dtype=torch.int32, device=self.positions.device)
+            self._one_each = torch.stack([row, torch.zeros_like(row)], dim=1)
+        return self._one_each
 
 
 class DeterministicOps(TritonOps):
@@ -83,7 +77,8 @@ class DeterministicOps(TritonOps):
         group = q.shape[1] // kv.keys.shape[1]
         chosen = attention_settings(group, q.shape[2], q.dtype, q.device)
         tiles = own.all_tiles(prefill_attention.queries_per_tile(chosen, group))
-        prefill_attention.attend_pages(q, kv, out, own, tiles, Scores(scale, window, soft_cap), chosen)
+        if tiles is not None:
+            prefill_attention.attend_pages(q, kv, out, own, tiles, Scores(scale, window, soft_cap), chosen)
         return out
 
 

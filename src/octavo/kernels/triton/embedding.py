@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["ids"])
 def _embedding(
     ids: tl.tensor, weight: tl.tensor, out: tl.tensor, num_rows: int, H: tl.constexpr, BLOCK: tl.constexpr
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
-from octavo.kernels.triton import activations, embedding, logprobs, matvec, norm, rotary, sampling
+from octavo.kernels.triton import activations, compiling, embedding, logprobs, matvec, norm, rotary, sampling
 from octavo.kernels.triton.attention import PagedAttention
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.pdl import use_pdl
@@ -22,6 +25,9 @@ class TritonOps(ReferenceOps):
     def __init__(self) -> None:
         super().__init__()
         self._attention: PagedAttention | None = None  # made with the first plan, which knows the device
+
+    def compile_only(self, device: torch.device) -> AbstractContextManager[object]:
+        return compiling.compile_only(device) if device.type == "cuda" else nullcontext()
 
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
         return embedding.embedding(ids, weight)

@@ -161,7 +161,10 @@ def _launch(
     )
 
 
-@triton.jit(do_not_specialize=["window", "table_stride"], do_not_specialize_on_alignment=["block_tables"])
+@triton.jit(
+    do_not_specialize=["window", "table_stride"],
+    do_not_specialize_on_alignment=["tiles", "query_starts", "context_lens", "table_rows", "block_tables"],
+)
 def _prefill(
     q: tl.tensor,
     keys: tl.tensor,
@@ -195,6 +198,8 @@ def _prefill(
     # The heads of a tile are neighbours in the launch, so that they all begin with the longest tiles.
     tile, kv_head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     row, first_query = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
+    if row < 0:  # only fills up the list of a graph
+        return
     row_start = tl.load(query_starts + row)
     num_queries = tl.load(query_starts + row + 1) - row_start
     first = tl.load(context_lens + row) - num_queries + first_query  # position of the tile's first query

@@ -39,7 +39,7 @@ def _head_weight(q_norm: tl.tensor, k_norm: tl.tensor, is_q: tl.tensor, is_k: tl
     return (tl.load(q_norm, mask=is_q, other=0.0) + tl.load(k_norm, mask=is_k, other=0.0)).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rotate_and_store(
     qkv: tl.tensor,
     positions: tl.tensor,

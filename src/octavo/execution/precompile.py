@@ -1,0 +1,66 @@
+"""Has the kernels of all steps that can come compiled, side by side, before the first one runs.
+
+Otherwise the first request of each kind would wait for its kernels, and the start for those of each graph in turn.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from octavo.config import EngineConfig
+from octavo.execution import scratch_step
+from octavo.execution.device_state import DeviceState
+from octavo.execution.graphs import StepGraphs
+from octavo.execution.kv_cache import allocate_kv_cache
+from octavo.execution.workspace import longest_request, most_graph_tokens
+from octavo.kernels.ops import Ops
+from octavo.models.decoder import DecoderModel
+
+PROMPTS = (
+    [(1024, 1024)],
+    [(8, 8), (8, 40)],
+    [(1, 1), (300, 300), (200, 1000), (1, 70)],
+    [(200, 1000)],
+    [(1, 40)],
+    [(1, 40)] * 5,
+)
+"""Steps without a graph: (queries, context) of their rows."""
+
+
+@torch.inference_mode()
+def precompile(
+    config: EngineConfig, model: DecoderModel, ops: Ops, kv_dtype: torch.dtype, device: torch.device
+) -> None:
+    """Go through the steps that can come without launching a kernel of ours. Does nothing where none is compiled."""
+    length, size, seqs = longest_request(config, model), config.block_size, config.max_num_seqs
+    tokens, model = most_graph_tokens(config, model), shallow(model)
+    with ops.compile_only(device):
+        if not config.enforce_eager:
+            state = DeviceState(seqs, length, size, device, trash_block=0)
+            kv_cache = allocate_kv_cache(model.config, 1, size, kv_dtype, device)
+            sizes = {"max_num_seqs": seqs, "max_model_len": length, "max_tokens": tokens}
+            StepGraphs(model, ops, state, kv_cache, **sizes).rehearse()
+        for lens in PROMPTS:
+            fitting = [(min(queries, length), min(context, length)) for queries, context in lens]
+            scratch_step.compute(model, ops, fitting, size, kv_dtype)
+        for rows in {1, seqs}:
+            scratch_step.sample(model, ops, rows)
+        logits = torch.zeros(1, model.config.vocab_size, device=device)
+        ops.gather_logprobs(logits, torch.zeros(1, dtype=torch.int64, device=device), 1)
+
+
+def shallow(model: DecoderModel) -> DecoderModel:
+    """The model with its first layers alone: as many as take the kernels of all, which differ by their windows. The
+    first one is alone in having no residual.
+    """
+    windows = model.config.sliding_windows
+    count = max(min(2, len(windows)), *(windows.index(window) + 1 for window in windows))
+    twin, decoder = copy(model), copy(model.model)
+    decoder._modules = {**decoder._modules, "layers": nn.ModuleList(list(model.model.layers)[:count])}
+    twin._modules = {**twin._modules, "model": decoder}
+    twin.config = replace(model.config, num_layers=count, sliding_windows=windows[:count])
+    return twin

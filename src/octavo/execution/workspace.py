@@ -1,0 +1,82 @@
+"""What steps take beside weights and KV cache. Measured, not estimated: the largest that can come are run once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.errors import OutOfMemoryError
+from octavo.execution import scratch_step
+from octavo.execution.graph_sizes import most_mixed_tokens
+from octavo.execution.memory import size_text, tokens_per_step
+from octavo.kernels.ops import Ops
+from octavo.models.decoder import DecoderModel
+
+MARGIN = 256 << 20
+"""Bytes left for libraries that take memory when they are first used, and for fragmentation."""
+
+
+def measure_workspace(
+    config: EngineConfig, model: DecoderModel, ops: Ops, kv_dtype: torch.dtype, device: torch.device
+) -> int:
+    """Bytes that the largest steps take: one prompt of all tokens that a step may have, all requests sampling, and the
+    largest of which there are graphs, which have their own memory.
+
+    Raises:
+        OutOfMemoryError: they do not fit.
+    """
+
+    def step(tokens: int) -> int:
+        lens = whole_prompts(tokens, longest_request(config, model))
+        cache = scratch_step.compute(model, ops, lens, config.block_size, kv_dtype)
+        return sum(tensor.nbytes for layer in cache for tensor in layer)
+
+    def sampling() -> int:
+        scratch_step.sample(model, ops, config.max_num_seqs)
+        return 0
+
+    try:
+        with torch.inference_mode():
+            eager = max(_peak(device, lambda: step(tokens_per_step(config))), sample := _peak(device, sampling))
+            most = most_graph_tokens(config, model)
+            graphs = 0 if config.enforce_eager else max(_peak(device, lambda: step(most)), sample)
+    except torch.OutOfMemoryError:
+        free = torch.cuda.mem_get_info(device)[0]
+        raise OutOfMemoryError(
+            f"a step of {tokens_per_step(config)} tokens does not fit beside the weights; {size_text(free)} are free. "
+            "Lower max_num_batched_tokens or max_num_seqs"
+        ) from None
+    return eager + graphs + MARGIN
+
+
+def longest_request(config: EngineConfig, model: DecoderModel) -> int:
+    """Tokens that a request can have, before it is known how many fit into the memory."""
+    return min(config.max_model_len or model.config.max_position_embeddings, model.config.max_position_embeddings)
+
+
+def most_graph_tokens(config: EngineConfig, model: DecoderModel) -> int:
+    """How many tokens a step may have to take a graph."""
+    params = sum(weight.numel() for weight in {id(w): w for w in model.parameters()}.values())
+    return most_mixed_tokens(model.config.num_layers, max(1, params), tokens_per_step(config))
+
+
+def whole_prompts(tokens: int, length: int) -> list[tuple[int, int]]:
+    """Rows (queries, context) of as many prompts of ``length`` as are ``tokens``, and one of the rest."""
+    lens = [length] * (tokens // length) + ([tokens % length] if tokens % length else [])
+    return [(n, n) for n in lens]
+
+
+def _peak(device: torch.device, work: Callable[[], int]) -> int:
+    """Bytes that ``work`` needed at most, less those that it says do not count."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    beside = work()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before - beside
+    torch.cuda.empty_cache()
+    return peak
