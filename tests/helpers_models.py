@@ -122,7 +122,7 @@ class PagedDriver:
         self.device = weight.device
         shape = (num_blocks, block_size, heads, model.config.head_dim, weight.dtype, weight.device)
         self.kv_cache = [KVLayer.zeros(*shape) for _ in range(model.config.num_layers)]
-        for cache in (tensor for layer in self.kv_cache for tensor in layer):
+        for cache in (tensor for layer in self.kv_cache for tensor in layer.tensors):
             cache.fill_(1000.0)
         self._free = random.Random(seed).sample(range(num_blocks), num_blocks)
         self.tables: dict[int, list[int]] = {}

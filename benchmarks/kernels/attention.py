@@ -46,7 +46,7 @@ class Case:
         shape = (sum(counts), hk, BLOCK, d)
         copies = copies or max(1, -(-L2_BYTES // self.bytes))
         self.caches = [KVLayer(*(torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in "kv"))]
-        self.caches += [KVLayer(*(x.clone() for x in self.caches[0])) for _ in range(copies - 1)]
+        self.caches += [KVLayer(*(x.clone() for x in self.caches[0].tensors)) for _ in range(copies - 1)]
         free = torch.randperm(sum(counts), device=DEVICE, dtype=torch.int32)
         tables = torch.zeros(len(lens), max(counts), device=DEVICE, dtype=torch.int32)
         for row, own in enumerate(free.split(counts)):

@@ -12,6 +12,9 @@ from octavo.errors import ModelError, UsageError, reject_unknown
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Names of the floating-point types that a model can run in, and their bytes."""
 
+KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}
+"""Names of the types that keys and values can be kept in: fp8 is e4m3; int8 has a scale for each token and head."""
+
 MAX_LAYERS = 4096
 """Far more than any model has: a file that claims more is damaged or means harm."""
 
@@ -112,7 +115,8 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of keys and values that one token adds to the KV cache, over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPES[dtype]
+        scale = 4 if dtype == "int8" else 0  # of a token and head
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * KV_DTYPES[dtype] + scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ class EngineConfig:
         gpu_memory_utilization: share of the device's memory that may be used, weights included. On a CPU: share of
             half the memory that is free when the weights are loaded, less the workspace, that goes to the KV cache.
         kv_cache_memory: bytes for the KV cache; None: from the memory that is free.
-        kv_cache_dtype: "auto" (the model's dtype) or a dtype's name.
+        kv_cache_dtype: "auto" (the model's dtype), a dtype's name, "fp8" or "int8": half the memory of 16 bits.
         scheduling_policy: "fcfs" or "priority".
         async_scheduling: plan step n + 1 while step n runs; None: where the device leaves a core free for that.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
@@ -184,7 +188,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _device(self.device)
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *DTYPES))
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_DTYPES))
         _one_of("quantization", self.quantization, (None,))
         _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
         _one_of("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))

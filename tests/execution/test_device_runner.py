@@ -156,7 +156,7 @@ def test_few_mixed_graphs_are_kept(path, monkeypatch):
 def test_rows_that_fill_up_a_graph_touch_no_request(path):
     engine, runner = device_engine(path, max_num_seqs=4)
     for layer in runner.kv_cache:
-        for tensor in layer:
+        for tensor in layer.tensors:
             tensor.fill_(7.0)
     engine.add_request([9, 8, 7], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
     for name in ("a", "b"):

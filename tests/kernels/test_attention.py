@@ -45,7 +45,7 @@ class Case:
         num_blocks = sum(counts) + 3
         free = rng.sample(range(num_blocks), num_blocks)
         self.cache = KVLayer.zeros(num_blocks, block_size, hk, d, kv_dtype or dtype)
-        for tensor in self.cache:
+        for tensor in self.cache.tensors:
             tensor.fill_(3000.0)
         tables = torch.full((len(lens), max(counts) + 2), free[-1])
         self.q = torch.randn(sum(q for q, _ in lens), hq, d, generator=g).to(dtype)
@@ -156,7 +156,7 @@ def test_extreme_scores_stay_finite():
 def test_a_row_does_not_depend_on_its_neighbours():
     case = Case([(1, 30), (1, 40), (1, 31)], seed=4)
     expected = case.run()
-    for cache in case.cache:
+    for cache in case.cache.tensors:
         cache[case.batch.block_tables[1, :10]] = 7.0
     changed = case.run()
     assert torch.equal(changed[[0, 2]], expected[[0, 2]])

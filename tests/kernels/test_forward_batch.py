@@ -17,7 +17,7 @@ def layer() -> KVLayer:
 
 
 def test_it_begins_as_zeros():
-    assert not any(tensor.any() for tensor in layer())
+    assert not any(tensor.any() for tensor in layer().tensors)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

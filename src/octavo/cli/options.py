@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from octavo.config import DTYPES, EngineConfig
+from octavo.config import DTYPES, KV_DTYPES, EngineConfig
 from octavo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _ENGINE: list[Decorator] = [
     click.option("--block-size", type=int, metavar="N", help="Tokens in a KV block."),
     click.option("--gpu-memory-utilization", type=float, metavar="SHARE", help="Of the memory, up to 1."),
     click.option("--kv-cache-memory", type=ByteSize(), help="Memory for the KV cache (4G); else from what is free."),
-    click.option("--kv-cache-dtype", type=click.Choice(["auto", *DTYPES]), help="Type of cached keys and values."),
+    click.option("--kv-cache-dtype", type=click.Choice(["auto", *KV_DTYPES]), help="Type of cached keys and values."),
     click.option("--enable-prefix-caching/--no-prefix-caching", default=None, help="Reuse equal prompt beginnings."),
     click.option("--async-scheduling/--no-async-scheduling", default=None, help="Plan a step while another runs."),
     click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority"]), help="Who comes first."),

@@ -18,6 +18,7 @@ from octavo.execution.memory import Ledger, draw_up, free_memory, size_text
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
+from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
 from octavo.models.decoder import DecoderModel
@@ -69,7 +70,7 @@ def build_runner(
     ledger = draw_up(
         model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=param_bytes(model), free=free_memory()
     )
-    runner = _assemble(config, model, ops, ledger, getattr(torch, kv_dtype), device)
+    runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")
     return runner, ledger
 

@@ -21,6 +21,7 @@ from octavo.execution.memory import Ledger, draw_up, size_text
 from octavo.execution.precompile import precompile
 from octavo.execution.sampler import Sampler
 from octavo.execution.workspace import measure_workspace, most_graph_tokens
+from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.ops import Ops
 from octavo.models.decoder import DecoderModel
 from octavo.models.loading import param_bytes
@@ -41,16 +42,16 @@ def build_device_runner(
         OutOfMemoryError: a step, or the KV cache that was asked for, does not fit.
     """
     with current(device):
-        precompile(config, model, ops, getattr(torch, kv_dtype), device)
+        precompile(config, model, ops, KV_DTYPES[kv_dtype], device)
         on_phase("kernels_compiled")
-        workspace = measure_workspace(config, model, ops, getattr(torch, kv_dtype), device)
+        workspace = measure_workspace(config, model, ops, KV_DTYPES[kv_dtype], device)
     on_phase("memory_measured")
     free, total = torch.cuda.mem_get_info(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - workspace
     sizes = {"weights": param_bytes(model), "free": free, "workspace": workspace, "budget": budget}
     ledger = draw_up(model.config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
     try:
-        runner = assemble(config, model, ops, ledger, getattr(torch, kv_dtype), device)
+        runner = assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
         on_phase("kv_cache_allocated")
         runner.warm_up()
     except (torch.OutOfMemoryError, MemoryError):

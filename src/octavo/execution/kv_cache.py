@@ -8,7 +8,7 @@ import torch
 
 from octavo.config import ModelConfig
 from octavo.core.plan import RowStep
-from octavo.kernels.forward_batch import KVLayer
+from octavo.kernels.forward_batch import FP8, KVLayer
 
 
 def allocate_kv_cache(
@@ -30,5 +30,7 @@ def clear_unfilled(kv_cache: Sequence[KVLayer], rows: Sequence[RowStep], block_s
     if unfilled:
         blocks = torch.tensor(unfilled, device=kv_cache[0].keys.device)
         for layer in kv_cache:
-            layer.keys.index_fill_(0, blocks, 0)
-            layer.values.index_fill_(0, blocks, 0)
+            for tensor in (layer.keys, layer.values):
+                (tensor.view(torch.uint8) if tensor.dtype == FP8 else tensor).index_fill_(0, blocks, 0)
+            if layer.scales is not None:
+                layer.scales.index_fill_(1, blocks, 0)

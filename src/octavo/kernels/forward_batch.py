@@ -11,10 +11,24 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+FP8 = torch.float8_e4m3fn
+
+KV_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8": FP8,
+    "int8": torch.int8,
+}
+"""The configuration's names for what a cache can hold."""
+
 
 class KVLayer(NamedTuple):
     """One layer's part of the paged KV cache: keys and values, each ``[num_blocks, num_kv_heads, block_size,
     head_dim]``.
+
+    An int8 cache has ``scales``, float32 ``[2, num_blocks, num_kv_heads, block_size]``: by which the keys (0) and
+    values (1) of a token and head are multiplied.
 
     A block is head-major, so that the keys of one head are gathered in one piece. Both are contiguous and
     begin as zeros: kernels read whole blocks and mask what is not part of the context, and a mask cannot hide
@@ -24,6 +38,17 @@ class KVLayer(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it is made of."""
+        return [tensor for tensor in self if tensor is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @classmethod
     def zeros(
@@ -38,7 +63,9 @@ class KVLayer(NamedTuple):
         """An empty cache of ``num_blocks`` blocks. On a CPU it takes memory only as it is written to."""
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
         keys, values = (_zeros(shape, dtype, torch.device(device)) for _ in range(2))
-        return cls(keys, values)
+        if dtype != torch.int8:
+            return cls(keys, values)
+        return cls(keys, values, _zeros((2, *shape[:3]), torch.float32, torch.device(device)))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

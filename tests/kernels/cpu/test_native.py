@@ -36,7 +36,7 @@ def paged(lens: list[tuple[int, int]], **options) -> PagedCase:
     """Only the kernel does not mind a NaN beyond the context; longer rows go to the reference, which does."""
     case = PagedCase(lens, **options)
     if max(queries for queries, _ in lens) > attention_plan.MAX_QUERIES:
-        for tensor in case.cache:
+        for tensor in case.cache.tensors:
             tensor.nan_to_num_(3000.0)
     return case
 
@@ -235,7 +235,7 @@ def test_rotate_and_store(dtype, norm, hq, hk, d, fits):
             spy = ops._native = Spy(ops)
         plan = ops.plan_attention(batch)
         q = ops.rotate_and_store(qkv.clone(), plan, cos_sin, *norms, 1e-6, kv)
-        results.append((q.clone(), *kv))
+        results.append((q.clone(), *kv.tensors))
         if spy is not None:
             assert spy.calls == ["rotate_and_store"] * fits
     for expected, found in zip(*results, strict=True):

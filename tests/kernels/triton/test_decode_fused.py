@@ -38,15 +38,15 @@ class Step:
         where = {"positions": positions, "slot_mapping": table * size + positions % size}
         self.plain, self.batch = replace(case.batch, **where), replace(case.with_slots(bound), **where)
         slots = where["slot_mapping"]
-        for part in case.cache:  # the new token is not there yet
+        for part in case.cache.tensors:  # the new token is not there yet
             part[slots // size, :, slots % size] = torch.nan
 
     def cache(self, dtype: torch.dtype | None = None) -> KVLayer:
-        return KVLayer(*(part.clone().to(dtype or part.dtype) for part in self.case.cache))
+        return KVLayer(*(part.clone().to(dtype or part.dtype) for part in self.case.cache.tensors))
 
     def expected(self, scores: Scores) -> tuple[Tensor, KVLayer]:
         ops, cache = ReferenceOps(), self.cache(torch.float32)
-        finite = KVLayer(*(part.nan_to_num() for part in cache))
+        finite = KVLayer(*(part.nan_to_num() for part in cache.tensors))
         norms = [None if weight is None else weight.float() for weight in self.norms]
         out = ops.attend(
             self.case.qkv.float(),
@@ -80,7 +80,7 @@ class Step:
         expected, written = self.expected(scores)
         tolerance = TOLERANCE[self.case.qkv.dtype]
         torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
-        for ours, theirs, before in zip(cache, written, self.case.cache, strict=True):
+        for ours, theirs, before in zip(cache.tensors, written.tensors, self.case.cache.tensors, strict=True):
             new = before.isnan() & ~ours.isnan()
             assert new.sum() == len(out) * self.case.hk * self.case.d  # the new tokens and nothing else
             torch.testing.assert_close(ours.float()[new], theirs[new], rtol=tolerance, atol=tolerance)
@@ -119,7 +119,7 @@ def test_rows_that_fill_up_a_graph(device):
     out, cache = step.run(Scores(0.4))
     assert torch.equal(out[0], alone[0])
     assert not out[1].any()
-    for before, after in zip(step.case.cache, cache, strict=True):
+    for before, after in zip(step.case.cache.tensors, cache.tensors, strict=True):
         assert (before.isnan() & ~after.isnan()).sum() == step.case.hk * step.case.d
 
 

@@ -22,7 +22,7 @@ DECODE = [(1, 1), (1, 30), (1, 9)]
 @pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (7, 2.0)])
 def test_attend_as_the_reference_does(device, dtype, window, soft_cap, lens):
     case = PagedCase(lens, dtype=dtype, device=device)
-    for tensor in case.cache:
+    for tensor in case.cache.tensors:
         tensor.nan_to_num_()  # the reference masks whole blocks, so these must be finite
     spans = [range(context - queries, context) for queries, context in lens]
     positions = torch.tensor([p for span in spans for p in span], device=device)
@@ -37,7 +37,7 @@ def test_attend_as_the_reference_does(device, dtype, window, soft_cap, lens):
         out = ops.attend(
             case.qkv.clone(), plan, cos_sin, *norms, 1e-6, cache, scale=0.4, window=window, soft_cap=soft_cap
         )
-        found.append((out, *cache))
+        found.append((out, *cache.tensors))
     for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 

@@ -124,7 +124,7 @@ def fits_attention(q: Tensor, kv: KVLayer) -> bool:
     """Whether ``Native.attention`` can take these queries and this cache."""
     hk, d = kv.keys.shape[1], q.shape[2]
     same = q.dtype is kv.keys.dtype and q.dtype in _SUFFIX
-    dense = q.stride(2) == 1 and q.stride(1) == d and all(x.is_contiguous() for x in kv)
+    dense = q.stride(2) == 1 and q.stride(1) == d and kv.keys.is_contiguous() and kv.values.is_contiguous()
     return same and dense and d % LANES == 0 and d <= MAX_HEAD_DIM and q.shape[1] // hk <= MAX_SHARE
 
 

@@ -73,7 +73,7 @@ class CpuOps(ReferenceOps):
     ) -> Tensor:
         own, d = own_plan(plan, CpuPlan), kv.keys.shape[3]
         norms = [norm for norm in (q_norm, k_norm) if norm is not None]
-        if self._native is None or not fits_rows(qkv, *kv, *norms) or d % 32:
+        if self._native is None or not fits_rows(qkv, kv.keys, kv.values, *norms) or d % 32:
             return super().rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
         self._native.rotate_and_store(qkv, own.positions, own.slots, cos_sin, q_norm, k_norm, eps, kv)
         return qkv.view(len(qkv), -1, d)[:, : -2 * kv.keys.shape[1]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.reference.attention_plan import Group, GroupedPlan, Piece
+from octavo.kernels.reference.kv_numbers import gather
 from octavo.kernels.reference.workspace import Workspace
 
 
@@ -44,8 +45,7 @@ def _attend(q: Tensor, kv: KVLayer, plan: GroupedPlan, group: Group, scale: floa
     b, hk, d = group.num_rows, kv.keys.shape[1], q.shape[-1]
     share = q.shape[1] // hk
     rows = q.reshape(b, -1, hk, share * d).transpose(1, 2).reshape(b * hk, -1, d)
-    k = _gather(kv.keys, group, plan.workspace, "keys").view(b * hk, -1, d).to(q.dtype)
-    v = _gather(kv.values, group, plan.workspace, "values").view(b * hk, -1, d).to(q.dtype)
+    k, v = (gather(kv, i, group.cache_rows, q.dtype, plan.workspace).view(b * hk, -1, d) for i in range(2))
     done = []
     for piece in group.pieces:
         part = rows[:, piece.queries.start * share : piece.queries.stop * share]
@@ -53,13 +53,6 @@ def _attend(q: Tensor, kv: KVLayer, plan: GroupedPlan, group: Group, scale: floa
         done.append(_attend_piece(part, keys, values, piece, (b, hk, share), scale, soft_cap, plan.workspace))
     out = done[0] if len(done) == 1 else torch.cat(done, dim=1)
     return out.view(b, hk, -1, share * d).transpose(1, 2).reshape(-1, hk * share * d)
-
-
-def _gather(cache: Tensor, group: Group, workspace: Workspace, name: str) -> Tensor:
-    """The group's keys or values, head by head: ``[B * Hk * n, block_size * D]``."""
-    num_blocks, hk, block_size, d = cache.shape
-    out = workspace.take(name, (len(group.cache_rows), block_size * d), cache)
-    return torch.index_select(cache.view(num_blocks * hk, block_size * d), 0, group.cache_rows, out=out)
 
 
 def _attend_piece(

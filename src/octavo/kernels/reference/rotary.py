@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
+from octavo.kernels.reference.kv_numbers import store
 from octavo.kernels.reference.workspace import Workspace
 
 
@@ -49,8 +50,7 @@ def rotate_and_store(
         q, k = F.rms_norm(qk[:, :hq], (d,), q_norm, eps), F.rms_norm(qk[:, hq:], (d,), k_norm, eps)
         qk = torch.cat((q, k), dim=1)
     qk = rotate(qk, *plan.angles(cos_sin), workspace)
-    store(kv.keys, plan.cache_rows, qk[:, hq:])
-    store(kv.values, plan.cache_rows, values)
+    store(kv, plan.cache_rows, qk[:, hq:], values)
     return qk[:, :hq]
 
 
@@ -62,9 +62,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, workspace: Workspace) -> Tensor:
     new_low.addcmul_(high, sin, value=-1)
     new_high.addcmul_(low, sin)
     return workspace.take("rotated", tuple(x.shape), x).copy_(turned)
-
-
-def store(cache: Tensor, rows: Tensor, new: Tensor) -> None:
-    """Write ``new [T, Hk, D]`` into the cache's ``rows [T * Hk]``."""
-    d = cache.shape[-1]
-    cache.view(-1, d).index_copy_(0, rows, new.reshape(-1, d).to(cache.dtype))

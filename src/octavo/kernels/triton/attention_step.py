@@ -59,6 +59,18 @@ def load_rows(
 
 
 @triton.jit
+def load_scales(
+    scales: tl.tensor, block: tl.tensor, kv_head: tl.tensor, offset: tl.tensor, sizes: tl.tuple
+) -> tuple[tl.tensor, tl.tensor]:
+    """The scales of keys and of values at ``offset`` in ``block`` of an int8 cache, whose ``sizes`` are its numbers of
+    blocks, of heads, and of tokens in a block.
+    """
+    num_blocks, kv_heads, block_size = sizes
+    at = scales + (block * kv_heads + kv_head) * block_size + offset
+    return tl.load(at), tl.load(at + tl.cast(num_blocks, tl.int64) * kv_heads * block_size)
+
+
+@triton.jit
 def softmax_step(
     acc: tl.tensor,
     peak: tl.tensor,
@@ -67,15 +79,19 @@ def softmax_step(
     factor: float,
     values: tl.tensor,
     MAY_SEE_NOTHING: tl.constexpr,
+    value_scales: tl.tensor | None = None,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Take in a tile: ``acc [M, D]``, ``peak [M]``, ``mass [M]``, ``scores [M, N]``, ``values [N, D]``.
 
     Hidden scores are -inf. MAY_SEE_NOTHING: a query may have seen no key yet after this tile; otherwise a test is
-    saved.
+    saved. ``value_scales [N]``: what the values are multiplied by, if anything.
     """
     higher = tl.maximum(peak, tl.max(scores, 1) * factor)
     shift = tl.where(higher == float("-inf"), 0.0, higher) if MAY_SEE_NOTHING else higher
     weights = tl.exp2(scores * factor - shift[:, None])
     decay = tl.exp2(peak - shift)
+    mass = mass * decay + tl.sum(weights, 1)
+    if value_scales is not None:
+        weights *= value_scales[None, :]
     acc = tl.dot(weights.to(values.dtype), values, acc * decay[:, None], input_precision="ieee")
-    return acc, higher, mass * decay + tl.sum(weights, 1)
+    return acc, higher, mass

@@ -24,7 +24,7 @@ from torch import Tensor
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.attention_splits import first_and_split, leave_split, merge_splits
-from octavo.kernels.triton.attention_step import Factors, load_rows, soft_cap, softmax_step
+from octavo.kernels.triton.attention_step import Factors, load_rows, load_scales, soft_cap, softmax_step
 from octavo.kernels.triton.pdl import trigger, wait
 
 MAX_COUNTED = 1 << 16
@@ -145,6 +145,7 @@ class DecodeAttention:
             q,
             kv.keys,
             kv.values,
+            kv.scales,
             out,
             partials,
             self._arrivals,
@@ -157,6 +158,7 @@ class DecodeAttention:
             plan.block_tables.stride(0),
             scores.window or 0,
             s.min_split,
+            len(kv.keys),
             *Factors.of(scores),
             **padded,
             BLOCK_SIZE=block_size,
@@ -195,13 +197,14 @@ class DecodeAttention:
 
 
 @triton.jit(
-    do_not_specialize=["window", "min_split", "table_stride"],
+    do_not_specialize=["window", "min_split", "table_stride", "num_blocks"],
     do_not_specialize_on_alignment=["query_starts", "context_lens", "table_rows", "block_tables", "decode_rows"],
 )
 def _decode(
     q: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
+    scales: tl.tensor | None,
     out: tl.tensor,
     partials: tl.tensor,
     arrivals: tl.tensor,
@@ -214,6 +217,7 @@ def _decode(
     table_stride: int,
     window: int,
     min_split: int,
+    num_blocks: int,
     factor: float,
     cap: float,
     cap_factor: float,
@@ -265,10 +269,15 @@ def _decode(
         k = load_rows(keys, at, query, D, D_PADDED)
         v = load_rows(values, at, query, D, D_PADDED)
         score = tl.dot(query, tl.trans(k), input_precision="ieee")
+        value_scales = None
+        if scales is not None:
+            sizes = (num_blocks, kv_heads, BLOCK_SIZE)
+            key_scales, value_scales = load_scales(scales, block, kv_head, t % BLOCK_SIZE, sizes)
+            score *= key_scales[None, :]
         if CAP:
             score = soft_cap(score, cap, cap_factor)
         score = tl.where((position < end)[None, :], score, float("-inf"))
-        acc, peak, mass = softmax_step(acc, peak, mass, score, factor, v, False)
+        acc, peak, mass = softmax_step(acc, peak, mass, score, factor, v, False, value_scales)
     result = acc / tl.where(mass > 0, mass, 1.0)[:, None]  # an empty row, which only fills up a graph's batch, gives 0
     log = peak + tl.log2(mass)
     leave_split(

@@ -26,7 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
-from octavo.kernels.triton.attention_step import Factors, load_rows, soft_cap, softmax_step
+from octavo.kernels.triton.attention_step import Factors, load_rows, load_scales, soft_cap, softmax_step
 
 
 class PrefillSettings(NamedTuple):
@@ -85,7 +85,7 @@ def attend_pages(
 
     ``tiles`` are the plan's, of ``queries_per_tile`` queries.
     """
-    _launch(q, kv.keys, kv.values, None, 0, kv.keys.shape, out, plan, tiles, scores, chosen)
+    _launch(q, kv.keys, kv.values, kv.scales, None, 0, kv.keys.shape, out, plan, tiles, scores, chosen)
 
 
 def attend_fresh(
@@ -100,7 +100,7 @@ def attend_fresh(
 ) -> None:
     """As ``attend_pages``, for rows that have no cached prefix: keys and values are read from ``qkv [T, width]``."""
     keys, values, descriptor = _views(qkv, kv.keys.shape[1], q.shape[2], chosen)
-    _launch(q, keys, values, descriptor, qkv.stride(0), kv.keys.shape, out, plan, tiles, scores, chosen)
+    _launch(q, keys, values, None, descriptor, qkv.stride(0), kv.keys.shape, out, plan, tiles, scores, chosen)
 
 
 def queries_per_tile(chosen: PrefillSettings, group: int) -> int:
@@ -119,6 +119,7 @@ def _launch(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
+    kv_scales: Tensor | None,
     descriptor: TensorDescriptor | None,
     key_stride: int,
     shape: torch.Size,
@@ -128,11 +129,12 @@ def _launch(
     scores: Scores,
     chosen: PrefillSettings,
 ) -> None:
-    _, hk, block_size, d = shape
+    num_blocks, hk, block_size, d = shape
     _prefill[(len(tiles) * hk,)](
         q,
         keys,
         values,
+        kv_scales,
         descriptor,
         out,
         tiles,
@@ -144,6 +146,7 @@ def _launch(
         key_stride,
         plan.block_tables.stride(0),
         scores.window or 0,
+        num_blocks,
         *Factors.of(scores),
         KV_HEADS=hk,
         HEADS=q.shape[1] // hk,
@@ -162,13 +165,14 @@ def _launch(
 
 
 @triton.jit(
-    do_not_specialize=["window", "table_stride"],
+    do_not_specialize=["window", "table_stride", "num_blocks"],
     do_not_specialize_on_alignment=["tiles", "query_starts", "context_lens", "table_rows", "block_tables"],
 )
 def _prefill(
     q: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
+    kv_scales: tl.tensor | None,
     descriptor: tl.tensor,
     out: tl.tensor,
     tiles: tl.tensor,
@@ -180,6 +184,7 @@ def _prefill(
     key_stride: int,
     table_stride: int,
     window: int,
+    num_blocks: int,
     factor: float,
     cap: float,
     cap_factor: float,
@@ -234,7 +239,7 @@ def _prefill(
         seen_by_all = begin + tl.cdiv(tl.maximum(stop - window - begin, 0), BLOCK_N) * BLOCK_N
     old = begin + (first + 1 - begin) // BLOCK_N * BLOCK_N
     state = (acc, peak, mass)
-    source = (query, keys, values, descriptor, where, key_stride, kv_head)
+    source = (query, keys, values, kv_scales, descriptor, where, key_stride, kv_head, num_blocks)
     sight = (position, stop, window, factor, cap, cap_factor)
     SIZES: tl.constexpr = (KV_HEADS, HEADS, D, D_PADDED, BLOCK_SIZE, BLOCK_N)
     if WINDOW:
@@ -268,7 +273,7 @@ def _over_keys(
     the row's block table, or its first token. ``descriptor`` is ``qkv``'s.
     """
     acc, peak, mass = state
-    query, keys, values, descriptor, where, key_stride, kv_head = source
+    query, keys, values, kv_scales, descriptor, where, key_stride, kv_head, num_blocks = source
     position, stop, window, factor, cap, cap_factor = sight
     KV_HEADS: tl.constexpr = SIZES[0]
     HEADS: tl.constexpr = SIZES[1]
@@ -295,13 +300,18 @@ def _over_keys(
             k = load_rows(keys, at, query, D, D_PADDED)
             v = load_rows(values, at, query, D, D_PADDED)
         score = tl.dot(query, tl.trans(k), input_precision="ieee")
+        value_scales = None
+        if kv_scales is not None:
+            sizes = (num_blocks, KV_HEADS, BLOCK_SIZE)
+            key_scales, value_scales = load_scales(kv_scales, block, kv_head, t % BLOCK_SIZE, sizes)
+            score *= key_scales[None, :]
         if CAP:
             score = soft_cap(score, cap, cap_factor)
         if MASKED:
-            t = (start + tl.arange(0, BLOCK_N))[None, :]
-            seen = t <= position[:, None]
+            at_key = (start + tl.arange(0, BLOCK_N))[None, :]
+            seen = at_key <= position[:, None]
             if WINDOW:
-                seen &= t > position[:, None] - window
+                seen &= at_key > position[:, None] - window
             score = tl.where(seen, score, float("-inf"))
-        acc, peak, mass = softmax_step(acc, peak, mass, score, factor, v, MASKED and WINDOW)
+        acc, peak, mass = softmax_step(acc, peak, mass, score, factor, v, MASKED and WINDOW, value_scales)
     return acc, peak, mass

@@ -39,7 +39,7 @@ def _head_weight(q_norm: tl.tensor, k_norm: tl.tensor, is_q: tl.tensor, is_k: tl
     return (tl.load(q_norm, mask=is_q, other=0.0) + tl.load(k_norm, mask=is_k, other=0.0)).to(tl.float32)
 
 
-@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=["positions", "slots"])
 def _rotate_and_store(
     qkv: tl.tensor,
     positions: tl.tensor,
@@ -49,7 +49,9 @@ def _rotate_and_store(
     k_norm: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
+    scales: tl.tensor | None,
     stride: int,
+    num_blocks: int,
     eps: float,
     HQ: tl.constexpr,
     HK: tl.constexpr,
@@ -93,11 +95,32 @@ def _rotate_and_store(
 
     block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
     kv_head = tl.where(is_v, head - HQ - HK, head - HQ)
-    place = ((block * HK + kv_head) * BLOCK_SIZE + offset) * D + column
+    line = (block * HK + kv_head) * BLOCK_SIZE + offset
+    place = line * D + column
+    if scales is not None:
+        new_low, new_high, scale = _quantized(new_low, new_high)
+        first, is_kv = column == 0, is_k | is_v
+        side = tl.where(is_v, tl.cast(num_blocks, tl.int64) * HK * BLOCK_SIZE, 0)
+        tl.store(scales + side + line, tl.broadcast_to(scale, side.shape), mask=first & is_kv & (slot >= 0))
     tl.store(keys + place, new_low, mask=is_k & (slot >= 0))
     tl.store(keys + place + D // 2, new_high, mask=is_k & (slot >= 0))
     tl.store(values + place, new_low, mask=is_v & (slot >= 0))
     tl.store(values + place + D // 2, new_high, mask=is_v & (slot >= 0))
+
+
+@triton.jit
+def _quantized(low: tl.tensor, high: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The two halves of heads ``[heads, D/2]`` as int8, and the scales ``[heads, 1]``: the largest of each over 127."""
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(low), axis=1), tl.max(tl.abs(high), axis=1))[:, None]
+    scale = largest / 127
+    step = tl.where(scale > 0, scale, 1.0)
+    return _rounded(low / step), _rounded(high / step), scale
+
+
+@triton.jit
+def _rounded(x: tl.tensor) -> tl.tensor:
+    return tl.minimum(tl.maximum(tl.floor(x + 0.5), -127.0), 127.0).to(tl.int8)
 
 
 def rotate_and_store(
@@ -137,7 +160,9 @@ def rotate_and_store(
         k_norm,
         kv.keys,
         kv.values,
+        kv.scales,
         qkv.stride(0),
+        len(kv.keys),
         eps,
         HQ=heads - 2 * hk,
         HK=hk,
