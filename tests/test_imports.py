@@ -20,15 +20,17 @@ ROOT = Path(octavo.__file__).parent
 
 NOUNS = {"config", "sampling_params", "outputs", "errors", "version"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
+PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
     "nouns": set(),
     "core": {"nouns"},
-    "kernels": {"nouns"},
+    "ggml": {"nouns"},
+    "kernels": {"nouns", "ggml"},
     "quantization": {"nouns", "kernels"},
     "parallel": {"nouns"},
     "layers": {"nouns", "kernels", "quantization", "parallel"},
     "models": {"nouns", "kernels", "quantization", "parallel", "layers"},
-    "weights": {"nouns", "quantization"},
+    "weights": {"nouns", "ggml", "quantization", *PACKED},
     "text": {"nouns", "weights"},
     "execution": {"nouns", "core.plan", "weights", *HARDWARE},
     "assemble": {"nouns", "core", "text"},
@@ -41,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
-TORCH_FREE = ["core", "text", "weights", "cli", "glass", "client", "server"]
+TORCH_FREE = ["core", "ggml", "text", "weights", "cli", "glass", "client", "server"]
 
 
 def room_of(module: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from octavo.core.plan import Event, Finished, PromptScored, Sampled
+from octavo.core.plan import Embedded, Event, Finished, PromptScored, Sampled
 from octavo.core.request import Request
 from octavo.outputs import CompletionOutput, Logprobs, RequestMetrics, RequestOutput
 from octavo.sampling_params import SamplingParams
@@ -13,7 +13,7 @@ from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
 from octavo.text.tokenizer import Tokenizer
 
-_NEWS = (Sampled, PromptScored, Finished)
+_NEWS = (Sampled, PromptScored, Embedded, Finished)
 """Events that change what the caller sees."""
 
 
@@ -161,6 +161,8 @@ class Assembler:
                     stopped.append((event.request_id, completion.matched))
             elif isinstance(event, PromptScored):
                 self._take_prompt_scores(group, event)
+            elif isinstance(event, Embedded):
+                group.output.embedding = event.vector
             else:
                 self._finish(group, completion, event.reason, event.stop_reason)
             changed[group.output.request_id] = group.output

@@ -15,9 +15,18 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}
 """Names of the types that keys and values can be kept in: fp8 is e4m3; int8 has a scale for each token and head."""
 
+QUANTIZATIONS = (
+    *("int8", "int8-g128", "int8-g64", "int8-g32", "w8a8", "fp8", "fp8-tensor", "fp8-block", "fp8-w8a8"),
+    *("int4", "int4-g128", "int4-g64", "int4-g32"),
+)
+"""Schemes of `octavo.quantization.schemes`, by name."""
+
 MAX_LAYERS = 4096
 """Far more than any model has: a file that claims more is damaged or means harm."""
 
+
+MAX_EXPERTS = 1 << 17
+"""In all layers together, for the same reason."""
 
 MAX_NUM_SEQS = 1 << 16
 """Requests in one step: each has a row in several tables."""
@@ -32,9 +41,10 @@ NOT_ON_A_CPU = "deterministic=True is for GPUs: on a CPU the last bits of result
 class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than the model was trained on.
 
-    ``kind`` is "linear", "llama3" (arXiv:2407.21783), "yarn" (arXiv:2309.00071), or "factors": the i-th
-    inverse frequency is divided by ``factors[i]``, of which there are ``head_dim / 2``. Fields that a kind
-    does not use are None.
+    ``kind`` is "linear", "dynamic" (NTK-aware), "llama3" (arXiv:2407.21783), "yarn" (arXiv:2309.00071), "longrope"
+    (arXiv:2402.13753), or "factors": the i-th inverse frequency is divided by ``factors[i]``, of which there is one
+    for each pair of rotated dimensions. "longrope" has two sets: ``factors`` for engines whose requests stay within
+    ``original_max_position`` tokens, ``long_factors`` for others. Fields that a kind does not use are None.
     """
 
     kind: str
@@ -49,14 +59,51 @@ class RopeScaling:
     mscale_all_dim: float | None = None
     truncate: bool = True
     factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+"""Of feed-forward layers; "gelu_tanh" is GELU's approximation by tanh (arXiv:1606.08415)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts (arXiv:1701.06538): each token goes to ``per_token`` of ``count`` feed-forward layers.
+
+    Attributes:
+        size: intermediate size of one expert.
+        normalise: whether the weights of a token's experts are scaled to sum up to 1.
+        dense_layers: layers that have one ordinary feed-forward layer instead.
+    """
+
+    count: int
+    per_token: int
+    size: int
+    normalise: bool = True
+    dense_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 1 or not 1 <= self.per_token <= self.count:
+            raise ModelError(
+                f"{self.per_token} of {self.count} experts of size {self.size}; positive numbers were expected, and no"
+                " more experts for a token than there are"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only transformer, from whichever file format it came.
 
-    ``sliding_windows`` has one entry for each layer: how many positions a token sees, itself included; None: all.
-    ``dtype`` is the checkpoint's own floating-point type, or the one its quantized weights are best expanded to.
+    Attributes:
+        rms_norm_eps: of all norms, LayerNorm too.
+        rotary_dim: how many dimensions of a head are rotated, the first ones; None: all.
+        local_rope_theta: the base of layers with a sliding window, which are then not scaled; None: as the others'.
+        no_rope_layers: layers whose queries and keys are not rotated.
+        sliding_windows: for each layer, how many positions a token sees, itself included; None: all.
+        attention_scale: factor of the scores; None: ``head_dim ** -0.5``.
+        attention_soft_cap, logit_soft_cap: scores and logits x become ``cap * tanh(x / cap)`` (arXiv:2408.00118).
+        experts: None for a dense model.
+        dtype: the checkpoint's own floating-point type, or the one its quantized weights are best expanded to.
     """
 
     architecture: str
@@ -71,6 +118,9 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    local_rope_theta: float | None = None
+    no_rope_layers: tuple[int, ...] = ()
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
@@ -78,6 +128,10 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = ()
+    attention_scale: float | None = None
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    experts: ExpertsConfig | None = None
     dtype: str = "float32"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -98,12 +152,23 @@ class ModelConfig:
                 raise ModelError(f"the model's {name} is {value!r}; a positive whole number was expected")
         if self.num_layers > MAX_LAYERS:
             raise ModelError(f"the model has {self.num_layers} layers; at most {MAX_LAYERS} are accepted")
+        if self.experts is not None and self.experts.count * self.num_layers > MAX_EXPERTS:
+            raise ModelError(
+                f"the model has {self.experts.count} experts in each of {self.num_layers} layers; at most {MAX_EXPERTS}"
+                " in all are accepted"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
         if self.head_dim % 2:
             raise ModelError(f"head_dim is {self.head_dim}; rotary embeddings need an even number")
-        if self.hidden_act != "silu":
-            raise ModelError(f"hidden_act {self.hidden_act!r} is not supported; accepted: silu")
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim):
+            raise ModelError(f"rotary_dim is {self.rotary_dim}; an even number up to {self.head_dim} was expected")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ModelError(f"hidden_act {self.hidden_act!r} is not supported; accepted: {', '.join(ACTIVATIONS)}")
+        for name in ("local_rope_theta", "attention_scale", "attention_soft_cap", "logit_soft_cap"):
+            number = getattr(self, name)
+            if number is not None and not (math.isfinite(number) and number > 0):
+                raise ModelError(f"the model's {name} is {number!r}; a positive number was expected")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 0 and 0 <= self.rms_norm_eps < 1):
             raise ModelError(f"rope_theta={self.rope_theta}, rms_norm_eps={self.rms_norm_eps} are not usable numbers")
         if self.dtype not in DTYPES:
@@ -137,6 +202,9 @@ class EngineConfig:
             half the memory that is free when the weights are loaded, less the workspace, that goes to the KV cache.
         kv_cache_memory: bytes for the KV cache; None: from the memory that is free.
         kv_cache_dtype: "auto" (the model's dtype), a dtype's name, "fp8" or "int8": half the memory of 16 bits.
+        quantization: quantize the model's matrices when they are loaded: "int8", "w8a8", "fp8", "int4", and others: see
+            `QUANTIZATIONS`. "file" keeps packed what the checkpoint has packed, "none" expands it; None keeps it packed
+            where the device multiplies that form well and no dtype is asked for.
         scheduling_policy: "fcfs" or "priority".
         async_scheduling: plan step n + 1 while step n runs; None: where the device leaves a core free for that.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
@@ -189,7 +257,7 @@ class EngineConfig:
         _device(self.device)
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_DTYPES))
-        _one_of("quantization", self.quantization, (None,))
+        _one_of("quantization", self.quantization, (None, "none", "file", *QUANTIZATIONS))
         _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
         _one_of("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
         _one_of("load_format", self.load_format, ("auto", "dummy"))
@@ -210,6 +278,8 @@ class EngineConfig:
             raise UsageError(f"gpu_memory_utilization={self.gpu_memory_utilization!r}; accepted: above 0, at most 1")
         if not isinstance(self.seed, int):
             raise UsageError(f"seed={self.seed!r}; accepted: a whole number")
+        if self.deterministic and self.quantization not in (None, "none"):
+            raise UsageError(f"deterministic=True with quantization={self.quantization!r}; accepted: None, none")
         if self.deterministic and self.device == "cpu":
             raise UsageError(NOT_ON_A_CPU)
 

@@ -6,6 +6,7 @@ the core's events into outputs. So while this thread applies, decodes text and p
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import time
@@ -234,6 +235,7 @@ class Engine:
         try:
             self.abort_all()
         finally:
+            gc.unfreeze()
             self._executor.stop()
 
 
@@ -274,15 +276,19 @@ def build_engine(
     path = resolve(config.model, revision=config.revision, progress=progress)
     checkpoint = open_checkpoint(path, weights=config.load_format != "dummy")
     on_phase("model_opened")
-    tokenizer = _find_tokenizer(config, path, progress)
+    tokenizer = find_tokenizer(config, path, progress)
     on_phase("tokenizer_loaded")
     runner, ledger = build_runner(config, checkpoint, progress, on_phase)
     engine = Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict())
+    # What there is now (modules, code, the model) stays: the garbage collector, which would look at all of it every few
+    # hundred steps for some milliseconds, need not see it until `shutdown`.
+    gc.collect()
+    gc.freeze()
     on_phase("ready")
     return engine
 
 
-def _find_tokenizer(config: EngineConfig, path: Path, progress: bool) -> Tokenizer | None:
+def find_tokenizer(config: EngineConfig, path: Path, progress: bool) -> Tokenizer | None:
     """The tokenizer that was asked for, or the model's own, or None if it has none."""
     from octavo.text.tokenizer import has_tokenizer, load_tokenizer
     from octavo.weights.source import resolve

@@ -9,6 +9,8 @@ from contextlib import closing
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
@@ -16,7 +18,7 @@ from octavo.engine import Engine, build_engine
 from octavo.errors import RequestError
 from octavo.intake import Prompt, check_params
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import PoolingParams, SamplingParams
 from octavo.text.chat import render_chat
 
 Message = Mapping[str, Any]
@@ -108,6 +110,22 @@ class LLM:
         ]
         params = self._params_for(sampling_params, len(prompts))
         return self._run(prompts, params, [0] * len(prompts), use_tqdm, add_special_tokens=False)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[NDArray[np.float32]]:
+        """A vector of length 1 for each prompt, ``[hidden_size]`` float32: the products of two say how near they are.
+
+        It is the model's last hidden state at the prompt's last token, as models like Qwen3-Embedding are made for;
+        another model's are of little use.
+
+        Raises:
+            RequestError: a prompt can never be served, or its state is not finite.
+        """
+        many = _as_list(prompts)
+        outputs = self._run(many, [PoolingParams()] * len(many), [0] * len(many), use_tqdm, add_special_tokens=True)
+        for i, output in enumerate(outputs):
+            if output.embedding is None:
+                raise RequestError(f"prompt {i}: {output.outputs[0].stop_reason or 'there is no vector of it'}")
+        return [np.asarray(output.embedding, np.float32) for output in outputs]
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -71,7 +72,8 @@ class RequestOutput:
     """The state of one request: its prompt and its completions so far.
 
     ``prompt`` is None when the prompt came as token ids. ``prompt_logprobs`` has one entry for each prompt token; the
-    first is None, as nothing predicts it. ``metrics`` are complete when it is finished.
+    first is None, as nothing predicts it. ``embedding`` is the prompt's vector, where ``PoolingParams`` asked for one.
+    ``metrics`` are complete when it is finished.
     """
 
     request_id: str
@@ -81,3 +83,4 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     prompt_logprobs: list[Logprobs | None] | None = None
+    embedding: Sequence[float] | None = None

@@ -133,6 +133,18 @@ class SamplingParams:
             raise RequestError("stop strings need detokenize=True; use stop_token_ids instead")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolingParams(SamplingParams):
+    """Asks for one vector of the whole prompt instead of a completion: the hidden state of its last token after the
+    final norm, of length 1. What the one token is that such a request also has, does not matter.
+    """
+
+    temperature: float = 0.0
+    max_tokens: int | None = 1
+    ignore_eos: bool = True
+    detokenize: bool = False
+
+
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _INTEGERS = ("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs")
 

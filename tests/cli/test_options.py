@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from octavo.cli.options import ENGINE_NAMES, ByteSize, engine_options, read_text_file, split_engine_options
-from octavo.config import EngineConfig
+from octavo.config import QUANTIZATIONS, EngineConfig
 from octavo.errors import UsageError
 
 
@@ -69,3 +69,14 @@ def test_text_files(tmp_path: Path) -> None:
     for name in ("bad", "none", ""):
         with pytest.raises(UsageError, match="cannot read the template"):
             read_text_file("the template", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-g32", "file", "none"])
+def test_quantize(name: str) -> None:
+    assert CliRunner().invoke(command, ["--quantize", name]).output == f"[('quantization', '{name}')]\n{{'other': 1}}\n"
+
+
+def test_an_unknown_quantization_lists_the_known() -> None:
+    result = CliRunner().invoke(command, ["--quantize", "int3"])
+    assert result.exit_code == 2
+    assert all(name in result.output for name in ("int3", *QUANTIZATIONS))

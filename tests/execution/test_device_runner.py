@@ -22,6 +22,7 @@ from octavo.execution.memory import draw_up
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.layers.build import Build
 from octavo.outputs import RequestOutput
+from octavo.sampling_params import PoolingParams
 from octavo.weights.open import open_checkpoint
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,6 +108,20 @@ def test_the_same_tokens_as_the_plain_runner(path, seed, together, options):
     engine.shutdown()
 
 
+def test_vectors_are_those_of_the_plain_runner(path):
+    """A prompt of one token would be a recorded step, whose hidden states nobody sees."""
+    requests = [(prompt, PoolingParams() if i % 2 else params) for i, (prompt, params) in enumerate(work(3))]
+    requests.append(([9], PoolingParams()))
+    with tiny_llm(path, max_num_seqs=4, max_num_batched_tokens=20, kv_cache_memory=1 << 18) as llm:
+        expected = run(llm.engine, requests)
+    engine, _ = device_engine(path, max_num_seqs=4, max_num_batched_tokens=20, kv_cache_memory=1 << 18)
+    for found, wanted in zip(run(engine, requests), expected, strict=True):
+        assert (found.embedding is None) == (wanted.embedding is None)
+        if wanted.embedding is not None:
+            torch.testing.assert_close(torch.tensor(found.embedding), torch.tensor(wanted.embedding))
+    engine.shutdown()
+
+
 def test_a_pool_so_small_that_requests_are_preempted(path):
     requests = [([5 + i] * 20, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)) for i in range(4)]
     plans: list[StepPlan] = []
@@ -141,6 +156,22 @@ def test_a_mixed_step_takes_a_graph_when_its_size_comes_for_the_second_time(path
         (19, 1, (32, 1, 1)),
         (30, 1, (32, 1, 1)),
     ]
+
+
+def test_a_step_whose_graph_finds_no_memory_is_launched_kernel_by_kernel(path, monkeypatch):
+    engine, runner = device_engine(path, max_num_seqs=7, enable_prefix_caching=False)
+    asked = []
+
+    def no_memory(shape, **_):
+        asked.append(shape)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(runner._graphs, "_record_mixed", no_memory)
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    found = [run(engine, [([7] * 20, params)])[0].outputs[0].token_ids for _ in range(4)]
+    assert len(asked) == 1
+    assert all(tokens == found[0] for tokens in found)
+    assert len(found[0]) == 2
 
 
 def test_few_mixed_graphs_are_kept(path, monkeypatch):

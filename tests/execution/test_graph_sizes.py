@@ -35,3 +35,10 @@ def test_a_larger_model_needs_no_graphs_for_large_steps():
     assert 256 <= large < small <= 16384
     assert most_mixed_tokens(2, 10_000, 100) == 96
     assert most_mixed_tokens(2, 10_000, 16384) % 16 == 0
+
+
+@pytest.mark.parametrize("budget", [8, 16, 100, 300, 1000, 2500, 3000, 5000, 16384])
+def test_the_largest_mixed_step_is_a_graphs_own_size(budget):
+    most = most_mixed_tokens(28, 600_000_000, budget)
+    assert most <= budget
+    assert not most or mixed_size(most, 7, 256).tokens == most

@@ -42,7 +42,11 @@ def build(path, **options):
     return config, model, ops
 
 
-@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"max_num_batched_tokens": 8, "max_num_seqs": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"enforce_eager": True}, {"max_num_batched_tokens": 8, "max_num_seqs": 3}, {"max_num_batched_tokens": 300}],
+    ids=str,
+)
 def test_all_kinds_of_steps_are_gone_through(tmp_path, options):
     config, model, ops = build(make_tiny("qwen3", tmp_path)[1], **options)
     precompile(config, model, ops, torch.float32, torch.device("cpu"))

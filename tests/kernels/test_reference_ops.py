@@ -75,6 +75,68 @@ def test_silu_mul(dtype):
     close(OPS.silu_mul(gate_up), gate / (1 + torch.exp(-gate)) * up, 2)
 
 
+@DTYPES
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu(dtype, approximate):
+    gate_up = randn(5, 8, dtype=dtype) * 3
+    gate, up = gate_up.double()[:, :4], gate_up.double()[:, 4:]
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    share = (1 + torch.tanh(inner)) / 2 if approximate else (1 + torch.erf(gate / math.sqrt(2))) / 2
+    close(OPS.gelu(gate_up[:, :4].clone(), approximate=approximate), gate * share, 2)
+    close(OPS.gelu_mul(gate_up, approximate=approximate), gate * share * up, 4)
+
+
+@DTYPES
+@pytest.mark.parametrize("first", [True, False])
+def test_add_layer_norm(dtype, first):
+    x, residual = randn(3, 6, dtype=dtype) + 2, None if first else randn(3, 6, seed=1)
+    weight, bias = randn(6, seed=2, dtype=dtype), randn(6, seed=3, dtype=dtype)
+    total = x.double() + (0 if first else residual.double())
+    normed, stream = OPS.add_layer_norm(x.clone(), None if first else residual.clone(), weight, bias, 1e-5)
+    close(stream, total)
+    spread = total - total.mean(-1, keepdim=True)
+    close(normed, spread / (spread.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double() + bias.double(), 4)
+    assert normed.dtype is dtype
+
+
+def test_a_norm_whose_weights_are_float32_does_not_round_them():
+    x, weight = randn(2, 6, dtype=torch.bfloat16), 1 + randn(6, seed=1) / 1000
+    found = OPS.rms_norm(x, weight, 1e-6)
+    assert torch.equal(found, norm(x, weight, 1e-6).bfloat16())
+    again, total = OPS.add_rms_norm(x.clone(), torch.zeros(2, 6), weight, 1e-6)
+    assert torch.equal(again, found)
+    assert total.dtype is torch.float32
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_top_experts(normalise):
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 0.0, 4.0]])
+    weights, ids = OPS.top_experts(logits, 2, normalise=normalise)
+    assert ids.tolist() == [[1, 3], [0, 3]]
+    for row, found in zip(logits.tolist(), weights.tolist(), strict=True):
+        best = sorted((math.exp(x) for x in row), reverse=True)[:2]
+        whole = sum(best) if normalise else sum(math.exp(x) for x in row)
+        assert found == pytest.approx([x / whole for x in best])
+
+
+@DTYPES
+def test_experts(dtype):
+    x, gate_up, down = (
+        randn(4, 6, dtype=dtype),
+        randn(3, 10, 6, seed=1, dtype=dtype),
+        randn(3, 6, 5, seed=2, dtype=dtype),
+    )
+    ids, weights = torch.tensor([[0, 2], [2, 0], [0, 2], [2, 0]]), torch.rand(4, 2)  # nobody wants the second
+    expected = torch.zeros(4, 6, dtype=torch.float64)
+    for t in range(4):
+        for p, e in zip(weights[t].double(), ids[t].tolist(), strict=True):
+            gate, up = (gate_up[e].double() @ x[t].double()).chunk(2)
+            expected[t] += p * (down[e].double() @ (gate / (1 + torch.exp(-gate)) * up))
+    found = OPS.experts(x, gate_up, down, weights, ids)
+    assert found.dtype is dtype
+    assert (found.double() - expected).norm() < TOLERANCE[dtype] * 4 * expected.norm()
+
+
 def angle_table(max_positions: int, d: int) -> Tensor:
     angles = torch.arange(max_positions)[:, None] * torch.linspace(1.0, 0.05, d // 2)
     return torch.cat((angles.cos(), angles.sin()), -1)

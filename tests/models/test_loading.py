@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from helpers_models import load_tiny, make_tiny
+from octavo.config import ExpertsConfig
 from octavo.errors import ModelError
 from octavo.kernels import for_device
 from octavo.layers.build import Build
-from octavo.models.loading import init_dummy, load_weights, model_places, param_bytes
+from octavo.models.loading import init_dummy, load_weights, model_slots, param_bytes
 from octavo.models.registry import MODELS, build_model
 from octavo.weights.hf_config import read_config
 
@@ -49,7 +50,7 @@ def test_fused_weights_are_their_parts(tiny, tensors):
 
 
 def test_places_are_the_names_of_the_checkpoint(tiny, tensors):
-    assert dict(model_places(fresh(tiny[1]))).keys() == tensors.keys()
+    assert dict(model_slots(fresh(tiny[1]))).keys() == tensors.keys()
 
 
 def test_progress_counts_every_byte(tiny, tensors):
@@ -114,6 +115,7 @@ def test_unknown_architecture_lists_the_known(tiny):
 def test_registry_names_exist(tiny, architecture):
     config, _ = read_config(tiny[1])
     object.__setattr__(config, "architecture", architecture)
+    object.__setattr__(config, "experts", ExpertsConfig(count=2, per_token=1, size=16))
     assert build_model(config, Build(for_device("cpu")), 64).config is config
 
 

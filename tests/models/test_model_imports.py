@@ -14,7 +14,7 @@ import octavo
 ROOT = Path(octavo.__file__).parent
 NOUNS = {"config", "errors"}
 ALLOWED = {
-    "kernels": NOUNS | {"kernels"},
+    "kernels": NOUNS | {"ggml", "kernels"},
     "layers": NOUNS | {"kernels", "quantization", "layers", "parallel"},
     "models": NOUNS | {"kernels", "quantization", "layers", "models", "parallel"},
     "parallel.py": {"errors"},

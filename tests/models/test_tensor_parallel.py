@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from helpers_models import VOCAB, PagedDriver, load_tiny, make_tiny
+from helpers_parallel import Ring
 from octavo.errors import ModelError
 from octavo.layers.linear import kv_heads_of
 from octavo.parallel import Shard
-
-
-class Ring:
-    """Collective operations between threads."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.parts = size, [None] * size
-        self.barrier = threading.Barrier(size, timeout=20)
-
-    def shard(self, rank: int) -> Shard:
-        return Shard(rank, self.size, lambda x: sum(self._all(rank, x)), lambda x: torch.cat(self._all(rank, x), -1))
-
-    def _all(self, rank, x):
-        self.parts[rank] = x
-        self.barrier.wait()
-        parts = list(self.parts)
-        self.barrier.wait()
-        return parts
 
 
 @pytest.mark.parametrize(
@@ -41,6 +23,12 @@ class Ring:
         ("llama-mha", 3),
         ("qwen3", 2),
         ("qwen2-windows", 2),
+        ("gemma3", 2),
+        ("phi3", 2),
+        ("mixtral", 2),
+        ("qwen3-moe", 2),
+        ("starcoder2", 2),
+        ("gpt2", 3),
     ],
 )
 def test_shards_together_are_the_whole(name, size, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from helpers_models import TINY, VOCAB, PagedDriver, load_tiny, make_tiny
+from helpers_models import PHI3, TINY, VOCAB, PagedDriver, load_tiny, longrope, make_tiny
 
 PROMPT = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(1)).tolist()
 
@@ -61,7 +63,35 @@ def test_ragged_batches(pair):
         close(torch.cat(logits[request]), expected(theirs, tokens))
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_long_contexts_have_their_own_frequencies(tmp_path, monkeypatch):
+    """Octavo's angles hang on how long requests may grow, transformers' on how long this one is: both are long here."""
+    monkeypatch.setitem(TINY, "phi3-long", type(TINY["phi3"])(**PHI3, **longrope(16, 4)))
+    theirs, path = make_tiny("phi3-long", tmp_path)
+    close(PagedDriver(load_tiny(path)).step({0: PROMPT})[0], expected(theirs, PROMPT))
+
+
+def test_checkpoints_of_models_without_a_head(tmp_path):
+    """Embedding models are saved without "model." in front of their tensors' names."""
+    theirs, path = make_tiny("qwen2-windows", tmp_path)
+    theirs.model.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForCausalLM"]}))
+    close(PagedDriver(load_tiny(path)).step({0: PROMPT})[0], expected(theirs, PROMPT))
+
+
+def test_the_language_model_of_one_that_sees(tmp_path):
+    """Gemma 3's larger checkpoints have their language model inside another, and tensors that it does not need."""
+    theirs, path = make_tiny("gemma3", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config}
+    (path / "config.json").write_text(json.dumps(outer))
+    tensors = load_file(path / "model.safetensors")
+    named = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    save_file({**named, "vision_tower.x.weight": torch.ones(2)}, path / "model.safetensors")
+    close(PagedDriver(load_tiny(path)).step({0: PROMPT})[0], expected(theirs, PROMPT))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma3", "starcoder2"])
 def test_bfloat16_is_close(name, tmp_path):
     theirs, path = make_tiny(name, tmp_path)
     logits = PagedDriver(load_tiny(path, dtype=torch.bfloat16)).step({0: PROMPT})[0]

@@ -140,7 +140,7 @@ def test_long_white_space_before_a_special_token_takes_linear_time() -> None:
 def test_damaged_files_give_one_line(tmp_path: Path, length: int) -> None:
     for content in (spm_model()[:length], b"IQ== 0\nIg== 1\n", b"\xff" * length):
         (tmp_path / "tokenizer.model").write_bytes(content)
-        with pytest.raises(ModelError, match="SentencePiece"):
+        with pytest.raises(ModelError, match="damaged"):
             load_tokenizer(tmp_path)
 
 

@@ -22,7 +22,7 @@ def test_tokenizer_json_comes_before_tokenizer_model(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
-    other = tmp_path / "stories.bin"
+    other = tmp_path / "stories.txt"
     other.write_bytes(b"abc")
     for path in (tmp_path, tmp_path / "missing", other):
         assert not has_tokenizer(path)

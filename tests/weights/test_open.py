@@ -93,7 +93,7 @@ def test_one_file_of_a_folder_points_to_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"GG", b"\x10\0\0\0" * 7, b"#!/bin/sh\n"])
 def test_other_files_are_refused_with_what_is_accepted(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "stories.bin").write_bytes(data)
-    with pytest.raises(ModelError, match=r"accepted: a \.gguf file, or a folder with config\.json"):
+    with pytest.raises(ModelError, match=r"accepted: a \.gguf file, .* or a folder with config\.json"):
         open_checkpoint(tmp_path / "stories.bin")
 
 

@@ -216,7 +216,7 @@ def test_shards_that_contradict_the_index_are_refused(tmp_path: Path) -> None:
     a, b = {"x": torch.ones(1)}, {"y": torch.ones(1)}
     index = {"x": "a.safetensors", "y": "b.safetensors"}
     folder = write_shards(tmp_path, index, {"a.safetensors": a})
-    with pytest.raises(ModelError, match=r"lacks b\.safetensors"):
+    with pytest.raises(ModelError, match=r"lacks 'b\.safetensors'"):
         SafetensorsCheckpoint.open(folder)
     write_shards(folder, index | {"z": "b.safetensors"}, {"b.safetensors": b})
     with pytest.raises(ModelError, match=r"'z' is in b\.safetensors, which does not"):
@@ -230,11 +230,11 @@ def test_links_in_a_circle_and_pipes_are_refused_without_waiting(tmp_path: Path)
     folder = write_shards(tmp_path, {"x": "a.safetensors"}, {})
     (folder / "a.safetensors").symlink_to(folder / "b.safetensors")
     (folder / "b.safetensors").symlink_to(folder / "a.safetensors")
-    with pytest.raises(ModelError, match=r"lacks a\.safetensors"):
+    with pytest.raises(ModelError, match=r"lacks 'a\.safetensors'"):
         SafetensorsCheckpoint.open(folder)
     os.remove(folder / "a.safetensors")
     os.mkfifo(folder / "a.safetensors")
-    with pytest.raises(ModelError, match=r"lacks a\.safetensors"):
+    with pytest.raises(ModelError, match=r"lacks 'a\.safetensors'"):
         SafetensorsCheckpoint.open(folder)
 
 
@@ -252,3 +252,29 @@ def test_pickles_are_refused_and_the_reason_given(tmp_path: Path, name: str) -> 
     (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(ModelError, match=r"pickle .* refused; accepted: \.safetensors"):
         SafetensorsCheckpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 300, "\x1b[2J", ""])
+def test_names_that_would_spoil_a_message(tmp_path: Path, name: str) -> None:
+    """An empty name is only unknown; the loader says so."""
+    folder = write_folder(tmp_path, {name: torch.ones(1)})
+    if not name:
+        assert [tensor.name for tensor in SafetensorsCheckpoint.open(folder).tensors()] == [""]
+        return
+    with pytest.raises(ModelError, match="accepted: names of up to 256 printable characters") as error:
+        SafetensorsCheckpoint.open(folder)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def test_an_index_that_names_itself(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, {"x": INDEX}, {})
+    with pytest.raises(ModelError, match="is not a whole safetensors file"):
+        SafetensorsCheckpoint.open(folder)
+
+
+def test_an_index_with_a_file_that_spoils_a_message(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, {"x": "a\nb.safetensors"}, {})
+    with pytest.raises(ModelError, match="lacks") as error:
+        SafetensorsCheckpoint.open(folder)
+    assert str(error.value).isprintable()

@@ -80,7 +80,7 @@ def test_a_missing_path_is_not_asked_of_the_hub(asked: list[tuple[Any, ...]], mo
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("smollm2-135", r"did you mean 'smollm2-135m'\?\); accepted: an alias \(smollm2-135m\), a folder"),
+        ("smollm2-135", r"did you mean 'smollm2-135m'\?\); accepted: an alias \(smollm2-135m, gemma3-270m\), a folder"),
         ("llama", r"no model 'llama'; accepted: .* owner/name on the Hugging Face hub"),
         ("", "the model's name is empty"),
         ("a\0b", "no model"),

@@ -20,6 +20,9 @@ COMMANDS = {
     "run": ("octavo.cli.run:run", "Stream an answer, or chat."),
     "batch": ("octavo.cli.batch:batch", "Run a file of OpenAI batch requests; resumable."),
     "bench": ("octavo.cli.bench:bench", "Measure throughput, latency, start, or where a step's time goes."),
+    "check": ("octavo.cli.check:check", "Prove the engine right on a model, pair by pair."),
+    "eval": ("octavo.cli.evaluate:evaluate", "Measure how well a model predicts a text."),
+    "export": ("octavo.cli.export:export", "Write a model in another format, quantized if asked for."),
     "inspect": ("octavo.cli.inspect:inspect", "Show what a model is and what fits in memory."),
     "pull": ("octavo.cli.pull:pull", "Fetch a model and print where it is."),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from octavo.config import DTYPES, KV_DTYPES, EngineConfig
+from octavo.config import DTYPES, KV_DTYPES, QUANTIZATIONS, EngineConfig
 from octavo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ class ByteSize(click.ParamType):
 _ENGINE: list[Decorator] = [
     click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=click.Choice(["auto", *DTYPES]), help="Floating-point type to compute in."),
+    click.option(
+        *("--quantize", "quantization"),
+        type=click.Choice(["none", "file", *QUANTIZATIONS]),
+        metavar="SCHEME",
+        help=f"Quantize on load: {', '.join(QUANTIZATIONS)}; file: keep what the file has packed; none: expand it.",
+    ),
     click.option("--tokenizer", metavar="PLACE", help="Where the tokenizer is, if not with the model."),
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub repository."),
     click.option("--max-model-len", type=int, metavar="N", help="Longest prompt plus output, in tokens."),
@@ -52,10 +58,10 @@ _ENGINE: list[Decorator] = [
     click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
 ]
 ENGINE_NAMES = (
-    *("device", "dtype", "tokenizer", "revision", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
-    *("block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype", "enable_prefix_caching"),
-    *("async_scheduling", "scheduling_policy", "deterministic", "enforce_eager", "load_format"),
-    "debug",
+    *("device", "dtype", "quantization", "tokenizer", "revision", "max_model_len", "max_num_seqs"),
+    *("max_num_batched_tokens", "block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype"),
+    *("enable_prefix_caching", "async_scheduling", "scheduling_policy", "deterministic", "enforce_eager"),
+    *("load_format", "debug"),
 )
 """Their names, which are those of ``EngineConfig``'s fields."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -98,6 +98,13 @@ class PromptScored(msgspec.Struct, frozen=True):
     logprobs: tuple[Logprobs, ...]
 
 
+class Embedded(msgspec.Struct, frozen=True):
+    """The vector of a request that asked for one instead of a completion: H floats of length 1."""
+
+    request_id: str
+    vector: Sequence[float]
+
+
 class Finished(msgspec.Struct, frozen=True):
     """A request is over: ``reason`` is "stop", "length", "abort" or "error"."""
 
@@ -106,7 +113,7 @@ class Finished(msgspec.Struct, frozen=True):
     stop_reason: str | int | None = None
 
 
-Event = Admitted | Waits | Preempted | Sampled | PromptScored | Finished
+Event = Admitted | Waits | Preempted | Sampled | PromptScored | Embedded | Finished
 
 
 class StepPlan(msgspec.Struct, frozen=True):
@@ -142,6 +149,7 @@ class StepResult(msgspec.Struct, frozen=True):
             step.
         errors: slot -> why its logits cannot be sampled from; what stands in ``token_ids`` for such a row is
             ignored.
+        vectors: slot -> the vector of its prompt.
     """
 
     step: int
@@ -149,6 +157,7 @@ class StepResult(msgspec.Struct, frozen=True):
     logprobs: tuple[Logprobs | None, ...] = ()
     prompt_logprobs: dict[int, tuple[int, tuple[Logprobs, ...]]] = msgspec.field(default_factory=dict)
     errors: dict[int, str] = msgspec.field(default_factory=dict)
+    vectors: dict[int, Sequence[float]] = msgspec.field(default_factory=dict)
 
 
 def table_checksum(tables: Iterable[tuple[int, int, Iterable[int]]]) -> int:

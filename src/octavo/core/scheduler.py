@@ -27,6 +27,7 @@ from octavo.core.blocks import BlockPool
 from octavo.core.draft import Draft
 from octavo.core.invariants import check_scheduler
 from octavo.core.plan import (
+    Embedded,
     Event,
     Finished,
     Preempted,
@@ -268,9 +269,10 @@ class Scheduler:
         """Take in what the oldest step in flight brought; free what waited for it."""
         flight = self.in_flight.land(result.step)
         events, self._untold = self._untold, []
-        if result.prompt_logprobs or result.errors:
+        if result.prompt_logprobs or result.errors or result.vectors:
             by_slot = flight.by_slot()
             events += self._prompt_scores(by_slot, result)
+            events += self._vectors(by_slot, result)
             events += self._end_failed(by_slot, result, now)
         sampled = flight.sampling()
         logprobs = result.logprobs or (None,) * len(sampled)
@@ -286,6 +288,10 @@ class Scheduler:
     def _prompt_scores(self, by_slot: dict[int, Request], result: StepResult) -> list[Event]:
         scores = [(by_slot[slot], *scored) for slot, scored in result.prompt_logprobs.items()]
         return [PromptScored(r.id, start, lps) for r, start, lps in scores if r.status is not Status.FINISHED]
+
+    def _vectors(self, by_slot: dict[int, Request], result: StepResult) -> list[Event]:
+        vectors = [(by_slot[slot], vector) for slot, vector in result.vectors.items()]
+        return [Embedded(request.id, v) for request, v in vectors if request.status is not Status.FINISHED]
 
     def _end_failed(self, by_slot: dict[int, Request], result: StepResult, now: float) -> list[Event]:
         """End the requests that have an error. What they computed may be wrong: no one shall find it."""

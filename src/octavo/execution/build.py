@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from octavo.config import EngineConfig, ModelConfig
+from octavo.config import EngineConfig
 from octavo.errors import OutOfMemoryError, UsageError
 from octavo.execution.batch import BatchState
 from octavo.execution.build_device import build_device_runner
@@ -20,11 +21,13 @@ from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
 from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.ops import Ops
-from octavo.layers.build import Build
+from octavo.layers.build import Build, Packing
 from octavo.models.decoder import DecoderModel
 from octavo.models.loading import init_dummy, load_weights, pack_weights, param_bytes
+from octavo.models.packing import describe_packing, loaded_bytes
 from octavo.models.registry import build_model
-from octavo.weights.checkpoint import Checkpoint
+from octavo.quantization.schemes import scheme
+from octavo.weights.checkpoint import Checkpoint, LazyTensor
 
 
 def choose_device(asked: str) -> str:
@@ -50,9 +53,10 @@ def build_runner(
     checkpoint: Checkpoint,
     progress: bool = False,
     on_phase: Callable[[str], None] = lambda name: None,
+    ops: Ops | None = None,
 ) -> tuple[Runner | DeviceRunner, Ledger]:
     """Load the model and set up all state that a step needs. ``config`` is fitted to its device. ``on_phase`` gets the
-    name of each part when it is done.
+    name of each part when it is done. ``ops`` are the operations to use, None: the device's own.
 
     Raises:
         ModelError: the checkpoint is damaged or of an unknown architecture.
@@ -61,9 +65,11 @@ def build_runner(
     model_config, device = checkpoint.config, torch.device(config.device)
     dtype = choose_dtype(config.dtype, model_config.dtype, device)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    ops = for_device(device, deterministic=config.deterministic)
+    _check_kv_dtype(kv_dtype, device)
+    ops = ops or for_device(device, deterministic=config.deterministic)
     on_phase("kernels_loaded")
-    model = _build_model(config, checkpoint, Build(ops, dtype=getattr(torch, dtype), device=device), progress)
+    build = Build(ops, dtype=getattr(torch, dtype), device=device, packing=choose_packing(config, ops))
+    model = _build_model(config, checkpoint, build, progress)
     on_phase("weights_loaded")
     if device.type == "cuda":
         return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
@@ -73,6 +79,14 @@ def build_runner(
     runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")
     return runner, ledger
+
+
+def _check_kv_dtype(name: str, device: torch.device) -> None:
+    if name == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise UsageError(
+            "kv_cache_dtype='fp8' needs a GPU of compute capability 8.9 or later; "
+            f"{torch.cuda.get_device_name(device)} is older. Accepted here: auto, int8, bfloat16, float16, float32"
+        )
 
 
 def choose_dtype(asked: str, stored: str, device: torch.device) -> str:
@@ -90,25 +104,42 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> str:
     return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
+def choose_packing(config: EngineConfig, ops: Ops) -> Packing:
+    """What ``config.quantization`` makes of the model's matrices."""
+    match config.quantization:
+        case None if config.dtype == "auto" and not config.deterministic:
+            return Packing(keeps=ops.multiplies)
+        case None | "none":
+            return Packing()
+        case "file":
+            return Packing(keeps=lambda kind: True, must_keep=True)
+        case name:
+            return Packing(scheme(name))
+
+
 def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, progress: bool) -> DecoderModel:
     limit = checkpoint.config.max_position_embeddings
     length = min(config.max_model_len, limit) if config.max_model_len else limit
-    _check_room(checkpoint.config, build, length)
+    _check_room(checkpoint, build, length, () if config.load_format == "dummy" else checkpoint.tensors())
     model = build_model(checkpoint.config, build, length)
     if config.load_format == "dummy":
         init_dummy(model, config.seed)
     else:
         _load(model, checkpoint, progress)
     pack_weights(model)
+    if build.packing.scheme is not None and (note := describe_packing(model, build.packing.scheme)):
+        warnings.warn(note, stacklevel=2)
     return model.eval()
 
 
-def _check_room(config: ModelConfig, build: Build, length: int) -> None:
+def _check_room(checkpoint: Checkpoint, build: Build, length: int, tensors: Iterable[LazyTensor]) -> None:
     """Raise ``OutOfMemoryError`` before anything is allocated that does not fit: systems lend memory that they do not
-    have, and kill whoever uses it.
+    have, and kill whoever uses it. ``tensors``: what will be loaded.
     """
+    config = checkpoint.config
     try:
-        weights = param_bytes(build_model(config, replace(build, device=torch.device("meta")), 1))
+        empty = build_model(config, replace(build, device=torch.device("meta")), 1)
+        weights = loaded_bytes(empty, build.packing, tensors)
     except RuntimeError as error:  # a tensor with more bytes than an integer can count
         raise OutOfMemoryError(f"the weights do not fit in memory: {str(error).splitlines()[0]}") from None
     table = 4 * length * config.head_dim * 4  # of cosines and sines in float32, while it is made

@@ -20,7 +20,7 @@ from octavo.execution.kv_cache import allocate_kv_cache
 from octavo.execution.memory import Ledger, draw_up, size_text
 from octavo.execution.precompile import precompile
 from octavo.execution.sampler import Sampler
-from octavo.execution.workspace import measure_workspace, most_graph_tokens
+from octavo.execution.workspace import does_not_fit, longest_request, measure_workspace, most_graph_tokens
 from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.ops import Ops
 from octavo.models.decoder import DecoderModel
@@ -42,7 +42,10 @@ def build_device_runner(
         OutOfMemoryError: a step, or the KV cache that was asked for, does not fit.
     """
     with current(device):
-        precompile(config, model, ops, KV_DTYPES[kv_dtype], device)
+        try:
+            precompile(config, model, ops, KV_DTYPES[kv_dtype], device)
+        except torch.OutOfMemoryError:
+            raise does_not_fit(config) from None
         on_phase("kernels_compiled")
         workspace = measure_workspace(config, model, ops, KV_DTYPES[kv_dtype], device)
     on_phase("memory_measured")
@@ -53,7 +56,7 @@ def build_device_runner(
     try:
         runner = assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
         on_phase("kv_cache_allocated")
-        runner.warm_up()
+        runner.warm_up(rehearsed=ledger.max_model_len == longest_request(config, model))
     except (torch.OutOfMemoryError, MemoryError):
         raise OutOfMemoryError(
             f"the KV cache of {size_text(ledger.kv_cache)} and the state of {config.max_num_seqs} requests of up to "

@@ -14,6 +14,7 @@ from octavo.execution.device_state import DeviceState
 from octavo.execution.fetch import Fetch
 from octavo.execution.graphs import StepGraph, StepGraphs, prepare_decode
 from octavo.execution.kv_cache import clear_unfilled
+from octavo.execution.pooling import Vectors, pool, pools, with_vectors
 from octavo.execution.prompt_scores import Scores, score_prompts, scores_wanted
 from octavo.execution.sampler import SampledTokens, Sampler
 from octavo.execution.step_input import Rows, Shape, Staging, StepInput
@@ -27,14 +28,23 @@ from octavo.models.decoder import DecoderModel
 class PendingStep:
     """A step on its way. It may be asked for its result long after the next ones were launched."""
 
-    def __init__(self, step: int, rows: Sequence[RowStep], sampled: Fetch | None, scores: Scores) -> None:
+    def __init__(
+        self,
+        step: int,
+        rows: Sequence[RowStep],
+        sampled: Fetch | None,
+        scores: Scores,
+        vectors: Vectors | None = None,
+    ) -> None:
         self._step, self._rows, self._sampled, self._scores = step, rows, sampled, scores
+        self._vectors = vectors or {}
 
     def result(self) -> StepResult:
         """Wait for the step, and for no later one."""
         if self._sampled is None:
             return StepResult(self._step, (), prompt_logprobs=self._scores)
-        return step_result(self._step, self._rows, self._sampled.wait(), self._scores)
+        result = step_result(self._step, self._rows, self._sampled.wait(), self._scores)
+        return with_vectors(result, self._vectors)
 
 
 class DeviceRunner:
@@ -56,11 +66,11 @@ class DeviceRunner:
         self._entered: dict[int, NewRow] = {}
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Record the graphs that are wanted for certain."""
+    def warm_up(self, *, rehearsed: bool = False) -> None:
+        """Record the graphs that are wanted for certain. ``rehearsed``: see ``StepGraphs.record_all``."""
         if self._graphs is not None:
             with current(self.state.device):
-                self._graphs.record_all()
+                self._graphs.record_all(rehearsed=rehearsed)
 
     def wait(self) -> None:
         """Wait until the device has nothing to do."""
@@ -94,11 +104,12 @@ class DeviceRunner:
 
     def _graph(self, plan: StepPlan, rows: Rows) -> StepGraph | None:
         """What computes this step, if a graph does."""
-        if self._graphs is None:
+        if self._graphs is None or pools(plan.rows, self._entered):
             return None
         if rows.decode:
             return self._graphs.decode(len(plan.rows))
         tokens = int(rows.counts.sum())
+        # One query each, but not all sample: rare, and the plan of a graph of one row relies on several queries.
         if tokens == len(plan.rows) or scores_wanted(plan.rows, self._entered):
             return None
         return self._graphs.mixed(tokens, len(plan.rows))
@@ -162,11 +173,12 @@ class DeviceRunner:
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         if not len(slots):
             return PendingStep(plan.step, plan.rows, None, scores)
+        vectors = pool(plan.rows, self._entered, hidden)
         logits = self.model.raw_logits(hidden.index_select(0, inputs.logit_indices))
         if edits:
-            return PendingStep(plan.step, plan.rows, self._sample_edited(logits, slots), scores)
+            return PendingStep(plan.step, plan.rows, self._sample_edited(logits, slots), scores, vectors)
         tokens = self.state.sample(self._ops, logits, inputs, filters=filters)
-        return PendingStep(plan.step, plan.rows, Fetch.tokens(tokens), scores)
+        return PendingStep(plan.step, plan.rows, Fetch.tokens(tokens), scores, vectors)
 
     def _sample_edited(self, logits: Tensor, slots: np.ndarray) -> Fetch:
         """Rows with penalties, biases, log-probabilities: the sampler's long way."""

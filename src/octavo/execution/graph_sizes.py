@@ -34,7 +34,7 @@ def mixed_size(tokens: int, rows: int, max_num_seqs: int) -> Shape:
     The head computes logits for all rows: one that does not sample, or is nobody's, costs little as long as reading the
     head's weights is what takes the time.
     """
-    step = max(16, (1 << (tokens - 1).bit_length()) // 8)
+    step = _step(tokens)
     sizes = [*takewhile(lambda size: size < max_num_seqs, (1, 4, 16)), *_doubling(64, max_num_seqs)]
     size = next(size for size in sizes if size >= rows)
     return Shape(-(-tokens // step) * step, size, size)
@@ -46,7 +46,11 @@ def most_mixed_tokens(num_layers: int, num_params: int, max_num_batched_tokens: 
     """
     equal = num_layers * LAUNCH_SECONDS * FLOPS / (2 * num_params)
     most = min(max(LEAST_TOKENS, 1 << int(equal).bit_length()), max_num_batched_tokens)
-    return most - most % 16
+    return most - most % _step(most)  # a graph's own size
+
+
+def _step(tokens: int) -> int:
+    return max(16, (1 << (tokens - 1).bit_length()) // 8)
 
 
 def _doubling(first: int, last: int) -> list[int]:

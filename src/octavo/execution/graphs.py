@@ -84,12 +84,17 @@ class StepGraphs:
         most = max(Shape(n, max_num_seqs, max_num_seqs).num_words for n in (max_num_seqs, max_tokens))
         self._words = torch.zeros(most, dtype=torch.int32, device=state.device)
 
-    def record_all(self) -> None:
-        """Record what needs most memory, then all decode steps: the later ones find room in the memory of the first."""
+    def record_all(self, *, rehearsed: bool) -> None:
+        """Record what needs most memory, then all decode steps: the later ones find room in the memory of the first.
+
+        ``rehearsed``: all these steps were gone through before (`precompile`), so that only the first one, which is
+        new to the stream, must run before it is recorded.
+        """
         if self._max_tokens > self._max_num_seqs:
             self._record_mixed(mixed_size(self._max_tokens, self._max_num_seqs, self._max_num_seqs))
         for size in reversed(self._sizes):
-            self.decode(size)
+            known = rehearsed and bool(self._mixed or self._decode)
+            self._decode[size] = self._record(Shape(size, size, size), most_queries=1, rehearsed=known)
 
     def rehearse(self) -> None:
         """Go once through the steps that ``record_all`` records, and through a mixed one of few tokens."""
@@ -115,17 +120,23 @@ class StepGraphs:
             self._mixed.move_to_end(shape)
             return self._mixed[shape]
         self._wanted[shape] += 1
-        return self._record_mixed(shape) if self._wanted[shape] > 1 else None
+        if self._wanted[shape] != 2:  # not again what found no memory
+            return None
+        try:
+            return self._record_mixed(shape)
+        except torch.OutOfMemoryError:
+            return None
 
     def _record_mixed(self, shape: Shape) -> StepGraph:
-        if len(self._mixed) >= MOST_MIXED:
-            self._mixed.popitem(last=False)
         self._mixed[shape] = graph = self._record(shape, most_queries=shape.tokens)
+        if len(self._mixed) > MOST_MIXED:  # now that the device has done all it had to: recording waits for that
+            oldest, _ = self._mixed.popitem(last=False)
+            del self._wanted[oldest]
         return graph
 
-    def _record(self, shape: Shape, most_queries: int) -> StepGraph:
+    def _record(self, shape: Shape, most_queries: int, rehearsed: bool = False) -> StepGraph:
         inputs = self._nobodys(shape, most_queries)
-        (logits, tokens), replay = self._recorder.record(lambda: self._step(inputs, most_queries))
+        (logits, tokens), replay = self._recorder.record(lambda: self._step(inputs, most_queries), rehearsed=rehearsed)
         return StepGraph(shape, self._words[: shape.num_words], logits, tokens, replay)
 
     def _nobodys(self, shape: Shape, most_queries: int) -> StepInput[Tensor]:

@@ -18,6 +18,7 @@ from octavo.execution.graphs import StepGraphs
 from octavo.execution.kv_cache import allocate_kv_cache
 from octavo.execution.workspace import longest_request, most_graph_tokens
 from octavo.kernels.ops import Ops
+from octavo.layers.weight import Matrix
 from octavo.models.decoder import DecoderModel
 
 PROMPTS = (
@@ -27,6 +28,7 @@ PROMPTS = (
     [(200, 1000)],
     [(1, 40)],
     [(1, 40)] * 5,
+    *([*[(1, context)] * rows, (40, 40)] for rows, context in ((1, 1000), (16, 50), (16, 1000), (64, 50), (255, 50))),
 )
 """Steps without a graph: (queries, context) of their rows."""
 
@@ -35,7 +37,9 @@ PROMPTS = (
 def precompile(
     config: EngineConfig, model: DecoderModel, ops: Ops, kv_dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Go through the steps that can come without launching a kernel of ours. Does nothing where none is compiled."""
+    """Go through the steps that can come without launching a kernel of ours."""
+    if device.type == "cuda" and not ops.graph_safe:  # plain torch: there is nothing to compile
+        return
     length, size, seqs = longest_request(config, model), config.block_size, config.max_num_seqs
     tokens, model = most_graph_tokens(config, model), shallow(model)
     with ops.compile_only(device):
@@ -45,7 +49,7 @@ def precompile(
             sizes = {"max_num_seqs": seqs, "max_model_len": length, "max_tokens": tokens}
             StepGraphs(model, ops, state, kv_cache, **sizes).rehearse()
         for lens in PROMPTS:
-            fitting = [(min(queries, length), min(context, length)) for queries, context in lens]
+            fitting = [(min(queries, length), min(context, length)) for queries, context in lens[-seqs:]]
             scratch_step.compute(model, ops, fitting, size, kv_dtype)
         for rows in {1, seqs}:
             scratch_step.sample(model, ops, rows)
@@ -54,13 +58,20 @@ def precompile(
 
 
 def shallow(model: DecoderModel) -> DecoderModel:
-    """The model with its first layers alone: as many as take the kernels of all, which differ by their windows. The
-    first one is alone in having no residual.
+    """The model with few of its layers: the first two (the first is alone in having no residual), and of the others one
+    of each kind of window, of parts and of packed weights. These take the kernels of all.
     """
-    windows = model.config.sliding_windows
-    count = max(min(2, len(windows)), *(windows.index(window) + 1 for window in windows))
+    layers, windows = list(model.model.layers), model.config.sliding_windows
+    kinds = [(window, _parts(layer)) for window, layer in zip(windows, layers, strict=True)]
+    few = sorted({*range(min(2, len(layers))), *(kinds.index(kind) for kind in kinds)})
     twin, decoder = copy(model), copy(model.model)
-    decoder._modules = {**decoder._modules, "layers": nn.ModuleList(list(model.model.layers)[:count])}
+    decoder._modules = {**decoder._modules, "layers": nn.ModuleList(layers[i] for i in few)}
     twin._modules = {**twin._modules, "model": decoder}
-    twin.config = replace(model.config, num_layers=count, sliding_windows=windows[:count])
+    twin.config = replace(model.config, num_layers=len(few), sliding_windows=tuple(windows[i] for i in few))
     return twin
+
+
+def _parts(layer: nn.Module) -> tuple[tuple[str, str], ...]:
+    """What a layer is made of: classes, and the kinds of packed weights."""
+    weights = ((m, m.operand if isinstance(m, Matrix) else None) for m in layer.modules())
+    return tuple((type(m).__name__, getattr(weight, "kind", "")) for m, weight in weights)

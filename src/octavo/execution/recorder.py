@@ -23,15 +23,18 @@ class Recorder:
         self._pool: Any = None  # of memory; known once there is a graph
         self._stream: torch.cuda.Stream | None = None
 
-    def record(self, work: Work) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        """The results' places, and a function that computes them again. ``work`` runs once before."""
+    def record(self, work: Work, *, rehearsed: bool = False) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        """The results' places, and a function that computes them again. ``work`` runs once before, to compile kernels
+        and set up libraries, which cannot be recorded; unless that was ``rehearsed``.
+        """
         if self._device.type != "cuda":
             return _repeat(work)
         self._stream = stream = self._stream or torch.cuda.Stream()  # each has library workspaces of its own
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()  # compiles kernels, sets up libraries: not to be recorded
-        torch.cuda.current_stream().wait_stream(stream)
+        if not rehearsed:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                work()
+            torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             results = work()

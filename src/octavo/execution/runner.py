@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
 from octavo.execution.batch import BatchState
 from octavo.execution.kv_cache import clear_unfilled
+from octavo.execution.pooling import pool, with_vectors
 from octavo.execution.prompt_scores import score_prompts
 from octavo.execution.sampler import HostSample, Sampler
 from octavo.execution.step_result import step_result
@@ -48,7 +49,8 @@ class Runner:
         if not sampling:
             return StepResult(plan.step, (), prompt_logprobs=scores)
         sampled = self._sample(sampling, hidden[batch.logit_indices])
-        return step_result(plan.step, plan.rows, sampled, scores)
+        result = step_result(plan.step, plan.rows, sampled, scores)
+        return with_vectors(result, pool(plan.rows, self._entered, hidden))
 
     def _sample(self, rows: Sequence[RowStep], hidden: Tensor) -> HostSample:
         """Choose the next token of each of ``rows``, whose last hidden states are ``hidden [S, H]``."""

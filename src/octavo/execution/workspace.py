@@ -14,6 +14,7 @@ from octavo.execution.graph_sizes import most_mixed_tokens
 from octavo.execution.memory import size_text, tokens_per_step
 from octavo.kernels.ops import Ops
 from octavo.models.decoder import DecoderModel
+from octavo.models.packing import num_params
 
 MARGIN = 256 << 20
 """Bytes left for libraries that take memory when they are first used, and for fragmentation."""
@@ -44,12 +45,16 @@ def measure_workspace(
             most = most_graph_tokens(config, model)
             graphs = 0 if config.enforce_eager else max(_peak(device, lambda: step(most)), sample)
     except torch.OutOfMemoryError:
-        free = torch.cuda.mem_get_info(device)[0]
-        raise OutOfMemoryError(
-            f"a step of {tokens_per_step(config)} tokens does not fit beside the weights; {size_text(free)} are free. "
-            "Lower max_num_batched_tokens or max_num_seqs"
-        ) from None
+        raise does_not_fit(config) from None
     return eager + graphs + MARGIN
+
+
+def does_not_fit(config: EngineConfig) -> OutOfMemoryError:
+    """What to say if the largest step is too large."""
+    return OutOfMemoryError(
+        f"a step of {tokens_per_step(config)} tokens does not fit beside the weights; "
+        f"{size_text(torch.cuda.mem_get_info()[0])} are free. Lower max_num_batched_tokens or max_num_seqs"
+    )
 
 
 def longest_request(config: EngineConfig, model: DecoderModel) -> int:
@@ -59,8 +64,7 @@ def longest_request(config: EngineConfig, model: DecoderModel) -> int:
 
 def most_graph_tokens(config: EngineConfig, model: DecoderModel) -> int:
     """How many tokens a step may have to take a graph."""
-    params = sum(weight.numel() for weight in {id(w): w for w in model.parameters()}.values())
-    return most_mixed_tokens(model.config.num_layers, max(1, params), tokens_per_step(config))
+    return most_mixed_tokens(model.config.num_layers, num_params(model), tokens_per_step(config))
 
 
 def whole_prompts(tokens: int, length: int) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.packed import Operand
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
 
@@ -39,12 +40,20 @@ class Ops(ABC):
         """Rows of ``weight [V, H]`` for integer ``ids [T]``: ``[T, H]``."""
 
     @abstractmethod
-    def pack_linear(self, weight: Tensor) -> Tensor:
+    def pack_linear(self, weight: Operand) -> Operand:
         """``weight [out, in]`` in the form that ``linear`` multiplies with fastest: maybe as it is, maybe opaque."""
 
+    def multiplies(self, kind: str) -> bool:
+        """Whether ``linear`` is at least as fast with a weight that a GGUF file has packed as ``kind`` ("Q4_K") as with
+        a plain one. Such weights then stay packed when they are loaded; others are expanded.
+        """
+        return False
+
     @abstractmethod
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``. ``weight`` may have been packed."""
+    def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
+        """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``. ``weight`` may be quantized, and may have been
+        through ``pack_linear``.
+        """
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -64,13 +73,60 @@ class Ops(ABC):
         arXiv:2002.05202).
         """
 
+    @abstractmethod
+    def gelu_mul(self, gate_up: Tensor, *, approximate: bool) -> Tensor:
+        """``gelu(gate) * up`` of ``gate_up [T, 2I]``: ``[T, I]`` (GeGLU, arXiv:2002.05202).
+
+        ``approximate``: GELU by tanh instead of erf (arXiv:1606.08415).
+        """
+
+    @abstractmethod
+    def gelu(self, x: Tensor, *, approximate: bool) -> Tensor:
+        """``x * P(X <= x)`` of a standard normal X; ``approximate``: by tanh. May overwrite x."""
+
+    @abstractmethod
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """``(layer_norm(x + residual), x + residual)`` as ``add_rms_norm``, with LayerNorm (arXiv:1607.06450):
+        ``(s - mean(s)) / sqrt(var(s) + eps) * weight + bias``. A ``residual`` of None is 0.
+        """
+
+    @abstractmethod
+    def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+        """The k likeliest experts of each token (arXiv:1701.06538).
+
+        Args:
+            logits: ``[T, E]``.
+            k: how many.
+            normalise: scale a token's probabilities to sum up to 1.
+
+        Returns:
+            Their probabilities ``[T, k]`` float32, and their numbers ``[T, k]`` int64.
+        """
+
+    @abstractmethod
+    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """Each token through its own experts, which are gated feed-forward layers; their results are summed up.
+
+        Args:
+            x: ``[T, H]``.
+            gate_up: ``[E, 2I, H]``: for each expert the gate's rows, then those of the values.
+            down: ``[E, H, I]``.
+            weights: ``[T, k]`` float32, by which results are multiplied.
+            ids: ``[T, k]`` int64: which experts, all different.
+
+        Returns:
+            ``sum_j weights[t, j] * down_e(silu(gate_e(x_t)) * up_e(x_t))`` with ``e = ids[t, j]``: ``[T, H]``.
+        """
+
     def add_norm_linear(
         self,
         x: Tensor,
         residual: Tensor | None,
         norm_weight: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Operand,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(linear(rms_norm(x + residual)), x + residual)``; a ``residual`` of None is 0. May overwrite both inputs.
@@ -86,7 +142,7 @@ class Ops(ABC):
         residual: Tensor | None,
         norm_weight: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Operand,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(silu_mul(linear(rms_norm(x + residual))), x + residual)``, as ``add_norm_linear`` does it."""

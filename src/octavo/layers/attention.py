@@ -8,17 +8,17 @@ from octavo.config import ModelConfig
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
 from octavo.layers.build import Build
 from octavo.layers.linear import QKVLinear, RowLinear
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Norm, RMSNorm
 
 
 class Attention(nn.Module):
     """Attention over ``norm(x + residual)``: ``x [T, H] -> [T, H]``.
 
     Args:
-        cos_sin: the rotary table, ``[max_positions, D]`` float32, shared by all layers.
+        cos_sin: the layer's rotary table, ``[max_positions, D]`` float32.
         window: how many positions a token sees, itself included; None: all.
         qkv_bias: whether queries, keys and values have a bias.
-        qk_norm: whether each head of queries and keys is normalised before it is rotated.
+        q_norm, k_norm: by which each head of queries and keys is normalised before it is rotated, or both None.
     """
 
     def __init__(
@@ -29,19 +29,20 @@ class Attention(nn.Module):
         *,
         window: int | None = None,
         qkv_bias: bool = False,
-        qk_norm: bool = False,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
     ) -> None:
         super().__init__()
         heads, hidden, d = config.num_heads, config.hidden_size, config.head_dim
-        self.ops, self.cos_sin, self.window, self.scale = build.ops, cos_sin, window, d**-0.5
+        self.ops, self.cos_sin, self.window = build.ops, cos_sin, window
+        self.scale = config.attention_scale or d**-0.5
+        self.soft_cap = config.attention_soft_cap
         self.qkv_proj = QKVLinear(build, hidden, heads, config.num_kv_heads, d, bias=qkv_bias)
         self.o_proj = RowLinear(build, heads * d, hidden, bias=config.o_bias)
-        self.eps = config.rms_norm_eps
-        self.q_norm = RMSNorm(build, d, self.eps) if qk_norm else None
-        self.k_norm = RMSNorm(build, d, self.eps) if qk_norm else None
+        self.eps, self.q_norm, self.k_norm = config.rms_norm_eps, q_norm, k_norm
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, norm: RMSNorm, batch: ForwardBatch, kv: KVLayer
+        self, x: Tensor, residual: Tensor | None, norm: Norm, batch: ForwardBatch, kv: KVLayer
     ) -> tuple[Tensor, Tensor]:
         """The attention's result, and ``x + residual``."""
         if batch.attention is None:
@@ -57,5 +58,6 @@ class Attention(nn.Module):
             kv,
             scale=self.scale,
             window=self.window,
+            soft_cap=self.soft_cap,
         )
         return self.o_proj(x), residual

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
+
+from torch import Tensor, nn
 
 from octavo.layers.build import Build
 from octavo.layers.weight import Matrix, Place, Weight
+from octavo.parallel import Shard
 
 
-class _VocabularyMatrix(Matrix):
-    """A ``[V, H]`` matrix of which each shard holds equally many rows; the last ones are padding if V is not
-    a multiple.
-    """
+class Embedding(nn.Module):
+    """``ids [T] -> [T, H]``. Rows are looked up, not multiplied with: they are never packed."""
 
     def __init__(self, build: Build, vocab_size: int, hidden_size: int) -> None:
-        super().__init__(build)
+        super().__init__()
+        self.ops, self.shard = build.ops, build.shard
+        self.rows, self.first, place = _share(self.shard, vocab_size, hidden_size)
         self.vocab_size = vocab_size
-        self.rows = -(-vocab_size // self.shard.size)
-        self.first = self.shard.rank * self.rows
-        real = slice(min(self.first, vocab_size), min(self.first + self.rows, vocab_size))
-        place = Place((vocab_size, hidden_size), (real,), slice(0, real.stop - real.start))
         self.weight = Weight(build, (self.rows, hidden_size), [place])
-        self.weight.data[place.rows.stop :].zero_()
-
-
-class Embedding(_VocabularyMatrix):
-    """``ids [T] -> [T, H]``."""
-
-    def pack(self) -> None:
-        """Rows are looked up, not multiplied with: they stay as they are."""
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.shard.size == 1:
@@ -39,8 +30,14 @@ class Embedding(_VocabularyMatrix):
         return self.shard.all_reduce(x.masked_fill(foreign[:, None], 0))
 
 
-class LMHead(_VocabularyMatrix):
+class LMHead(Matrix):
     """``hidden [S, H] -> logits [S, V]`` in float32."""
+
+    def __init__(self, build: Build, vocab_size: int, hidden_size: int) -> None:
+        super().__init__(_of_head(build))
+        self.vocab_size = vocab_size
+        rows, _, place = _share(self.shard, vocab_size, hidden_size)
+        self.weight = Weight(build, (rows, hidden_size), [place], lazily=build.packing.active)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.product(hidden).float()
@@ -51,10 +48,25 @@ class LMHead(_VocabularyMatrix):
 
     @classmethod
     def tied(cls, build: Build, embedding: Embedding) -> LMHead:
-        """A head that shares the embedding's memory."""
+        """A head that shares the embedding's memory. If it is packed, it has a copy of its own beside it."""
         head = cls.__new__(cls)
-        Matrix.__init__(head, build)
+        Matrix.__init__(head, _of_head(build))
         head.keep_plain = True
-        head.vocab_size, head.rows, head.first = embedding.vocab_size, embedding.rows, embedding.first
-        head.weight = embedding.weight
+        head.vocab_size, head.weight = embedding.vocab_size, embedding.weight
         return head
+
+
+def _of_head(build: Build) -> Build:
+    """The build with the head's own way to be quantized, which may be finer than that of other matrices."""
+    scheme = build.packing.scheme
+    return build if scheme is None else replace(build, packing=replace(build.packing, scheme=scheme.for_head))
+
+
+def _share(shard: Shard, vocab_size: int, hidden_size: int) -> tuple[int, int, Place]:
+    """Of ``[V, H]`` rows, of which each shard holds equally many: how many and from which on; those beyond V, where V
+    is not a multiple, are padding.
+    """
+    rows = -(-vocab_size // shard.size)
+    first = shard.rank * rows
+    real = slice(min(first, vocab_size), min(first + rows, vocab_size))
+    return rows, first, Place((vocab_size, hidden_size), (real,), slice(0, real.stop - real.start))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Norm, RMSNorm
 from octavo.layers.weight import ALL, Matrix, Place, Weight
 from octavo.parallel import Shard
 
@@ -37,15 +38,18 @@ class ColumnLinear(Matrix):
     def __init__(self, build: Build, inputs: int, outputs: Sequence[Output], *, bias: bool = False) -> None:
         super().__init__(build)
         size = sum(output.size for output in outputs)
-        self.weight = Weight(build, (size, inputs), _places(outputs, (inputs,)))
+        self.weight = Weight(build, (size, inputs), _places(outputs, (inputs,)), lazily=build.packing.active)
         self.bias = Weight(build, (size,), _places(outputs, ())) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(x, self.bias)
 
-    def after_norm(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def after_norm(self, norm: Norm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """``(self(norm(x + residual)), x + residual)``; may overwrite both inputs."""
-        return self.ops.add_norm_linear(x, residual, norm.weight, norm.eps, self.operand, self.bias)
+        if isinstance(norm, RMSNorm):
+            return self.ops.add_norm_linear(x, residual, norm.weight, norm.eps, self.operand, self.bias)
+        normed, residual = norm.add(x, residual)
+        return self(normed), residual
 
 
 class QKVLinear(ColumnLinear):
@@ -67,13 +71,17 @@ class QKVLinear(ColumnLinear):
 class GateUpLinear(ColumnLinear):
     """The gate and the values of a gated MLP in one product: ``[T, 2I]``; ``after_norm`` gates, too: ``[T, I]``."""
 
-    def __init__(self, build: Build, inputs: int, size: int, *, bias: bool) -> None:
+    def __init__(self, build: Build, inputs: int, size: int, *, bias: bool, activation: str = "silu") -> None:
         part = build.shard.part(size, "intermediate features")
         super().__init__(build, inputs, [Output(name, size, part) for name in ("gate_proj", "up_proj")], bias=bias)
+        self.activation = activation
 
-    def after_norm(self, norm: RMSNorm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``silu(gate) * up`` of ``norm(x + residual)``, and ``x + residual``."""
-        return self.ops.add_norm_gate_up(x, residual, norm.weight, norm.eps, self.operand, self.bias)
+    def after_norm(self, norm: Norm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``activation(gate) * up`` of ``norm(x + residual)``, and ``x + residual``."""
+        if self.activation == "silu" and isinstance(norm, RMSNorm):
+            return self.ops.add_norm_gate_up(x, residual, norm.weight, norm.eps, self.operand, self.bias)
+        gate_up, residual = super().after_norm(norm, x, residual)
+        return gated(self.ops, self.activation, gate_up), residual
 
 
 class RowLinear(Matrix):
@@ -83,12 +91,19 @@ class RowLinear(Matrix):
         super().__init__(build)
         part = build.shard.part(inputs, "features")
         place = Place(shape=(outputs, inputs), source=(ALL, part))
-        self.weight = Weight(build, (outputs, part.stop - part.start), [place])
+        self.weight = Weight(build, (outputs, part.stop - part.start), [place], lazily=build.packing.active)
         self.bias = Weight(build, (outputs,), [Place(shape=(outputs,))]) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias if self.shard.rank == 0 else None  # the sum over shards must hold it once
         return self.shard.all_reduce(self.multiply(x, bias))
+
+
+def gated(ops: Ops, activation: str, gate_up: Tensor) -> Tensor:
+    """``activation(gate) * up`` of ``gate_up [T, 2I]``: ``[T, I]``."""
+    if activation == "silu":
+        return ops.silu_mul(gate_up)
+    return ops.gelu_mul(gate_up, approximate=activation == "gelu_tanh")
 
 
 def kv_heads_of(shard: Shard, num_kv_heads: int) -> slice:

@@ -1,4 +1,4 @@
-"""The gated feed-forward layer (SwiGLU, arXiv:2002.05202)."""
+"""The feed-forward layer, gated (SwiGLU and GeGLU, arXiv:2002.05202) and as it was before."""
 
 from __future__ import annotations
 
@@ -6,20 +6,37 @@ from torch import Tensor, nn
 
 from octavo.config import ModelConfig
 from octavo.layers.build import Build
-from octavo.layers.linear import GateUpLinear, RowLinear
-from octavo.layers.norm import RMSNorm
+from octavo.layers.linear import ColumnLinear, GateUpLinear, Output, RowLinear
+from octavo.layers.norm import Norm
 
 
 class GatedMLP(nn.Module):
-    """``down(silu(gate(y)) * up(y))`` of ``y = norm(x + residual)``: ``x [T, H] -> [T, H]``."""
+    """``down(act(gate(y)) * up(y))`` of ``y = norm(x + residual)``: ``x [T, H] -> [T, H]``."""
 
     def __init__(self, build: Build, config: ModelConfig) -> None:
         super().__init__()
         hidden, size, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = GateUpLinear(build, hidden, size, bias=bias)
+        self.gate_up_proj = GateUpLinear(build, hidden, size, bias=bias, activation=config.hidden_act)
         self.down_proj = RowLinear(build, size, hidden, bias=bias)
 
-    def forward(self, x: Tensor, residual: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
         """The layer's result, and ``x + residual``."""
         gated, residual = self.gate_up_proj.after_norm(norm, x, residual)
         return self.down_proj(gated), residual
+
+
+class MLP(nn.Module):
+    """``project(gelu(expand(y)))`` of ``y = norm(x + residual)``: ``x [T, H] -> [T, H]`` (arXiv:1706.03762)."""
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, size, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        part = build.shard.part(size, "intermediate features")
+        self.ops, self.approximate = build.ops, config.hidden_act == "gelu_tanh"
+        self.c_fc = ColumnLinear(build, hidden, [Output("c_fc", size, part)], bias=bias)
+        self.c_proj = RowLinear(build, size, hidden, bias=bias)
+
+    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+        """The layer's result, and ``x + residual``."""
+        wide, residual = self.c_fc.after_norm(norm, x, residual)
+        return self.c_proj(self.ops.gelu(wide, approximate=self.approximate)), residual

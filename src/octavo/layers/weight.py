@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from octavo.errors import ModelError
+from octavo.kernels.packed import Operand, PackedWeight
+from octavo.kernels.packed_parts import stack_rows, take_columns, take_rows
 from octavo.layers.build import Build
+from octavo.quantization import memory
+from octavo.quantization.dummy import random_weight, tile
+from octavo.quantization.pack import quantize
+from octavo.quantization.schemes import Scheme
 
 ALL = slice(None)
 
@@ -32,48 +39,167 @@ class Place:
     module: str | None = None
 
 
-class Matrix(nn.Module):
-    """A module that multiplies with a weight. Once loaded, the weight is packed into the form that the ops like best.
+class Piece(Protocol):
+    """What a parameter needs of a tensor in a checkpoint: see ``octavo.weights.checkpoint.LazyTensor``."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, dtype: torch.dtype) -> Tensor: ...
+
+    @property
+    def packed_kind(self) -> str | None: ...
+
+    def packed(self) -> PackedWeight | None: ...
+
+
+class Weight(nn.Parameter):
+    """A parameter without gradient that is filled from the checkpoint, place by place.
 
     Attributes:
-        keep_plain: the weight is also used as plain rows (by a tied embedding), so packing makes a copy.
+        places: which tensors it is made of. Rows that none of them fills are zero.
+        full_shape: its shape, whether it has memory now or not.
+    """
+
+    places: Sequence[Place]
+    full_shape: tuple[int, ...]
+
+    def __new__(cls, build: Build, shape: tuple[int, ...], places: Sequence[Place], *, lazily: bool = False) -> Self:
+        """Uninitialised memory of ``shape``, in the build's dtype and on its device; ``lazily``: when it is needed."""
+        data = torch.empty(0, dtype=build.dtype, device=build.device)
+        weight = torch.Tensor._make_subclass(cls, data, False)
+        weight.places, weight.full_shape = places, shape
+        if not lazily:
+            weight.allocate()
+        return weight
+
+    @property
+    def filled_rows(self) -> int:
+        """How many of its rows a checkpoint fills: the first ones."""
+        return max(place.rows.indices(self.full_shape[0])[1] for place in self.places)
+
+    def allocate(self) -> None:
+        """Take the memory, unless that is done."""
+        if self.data.shape == self.full_shape:
+            return
+        self.data = memory.empty(self.full_shape, self.dtype, self.device)
+        self.data[self.filled_rows :].zero_()
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.data = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def load(self, place: Place, tensor: Tensor) -> None:
+        """Copy this shard's part of a checkpoint's ``tensor`` (of ``place.shape``) to where it belongs."""
+        self.allocate()
+        self.data[place.rows].copy_(tensor[place.source])
+
+    def fill_random(self, pattern: Tensor) -> None:
+        """Take the numbers of ``pattern`` [P] again and again."""
+        self.allocate()
+        tile(self.data.view(-1), pattern.to(self.device, self.dtype))
+
+
+class Matrix(nn.Module):
+    """A module that multiplies with a weight.
+
+    What is loaded is in the model's dtype, or packed as the checkpoint has it, or quantized as soon as all of it is
+    there: as the build's `Packing` says. ``pack`` then brings it into the form that the ops like best.
+
+    Attributes:
+        keep_plain: the weight is also used as plain rows (by a tied embedding, which loads it), so packing makes a
+            copy.
+        packed: what is multiplied with instead of ``weight``, or None.
     """
 
     keep_plain = False
 
     def __init__(self, build: Build) -> None:
         super().__init__()
-        self.ops, self.shard = build.ops, build.shard
+        self.ops, self.shard, self.packing = build.ops, build.shard, build.packing
         self.weight: Weight
-        self.packed: Tensor | None = None
-
-    def pack(self) -> None:
-        """Pack the weight, and free the plain one unless it is needed elsewhere. Nothing can be loaded afterwards."""
-        self.packed = self.ops.pack_linear(self.weight)
-        if self.packed is not self.weight and not self.keep_plain:
-            self.weight.data = self.weight.new_empty(0)
+        self.packed: Operand | None = None
+        self._packed_parts: dict[int, Operand] = {}
+        self._num_filled = 0
 
     @property
-    def operand(self) -> Tensor:
+    def operand(self) -> Operand:
         """What ``Ops.linear`` multiplies with: the packed weight, or the plain one until it is packed."""
         return self.weight if self.packed is None else self.packed
 
     def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return self.ops.linear(x, self.operand, bias)
 
+    def fill(self, place: Place, tensor: Piece) -> None:
+        """Take one piece of the weight from the checkpoint; with the last one, bring all into the form that is wanted.
 
-class Weight(nn.Parameter):
-    """A parameter without gradient that is filled from the checkpoint, place by place."""
+        Raises:
+            ModelError: this shard's part of a packed tensor would cut through numbers that belong together, and it
+                must stay packed.
+        """
+        part = self._kept(place, tensor)
+        if part is not None:
+            self._packed_parts[self.weight.places.index(place)] = part
+        elif not self.keep_plain:
+            self.weight.load(place, tensor.read(self.weight.dtype))
+        self._num_filled += 1
+        if self._num_filled == len(self.weight.places):
+            self._join()
+            self.quantize()
 
-    places: Sequence[Place]
+    def keeps(self, tensor: Piece) -> bool:
+        """Whether a piece of the weight stays as the checkpoint has it packed."""
+        if self.packing.keeps is None or self.weight.filled_rows < self.weight.full_shape[0]:
+            return False
+        kind = tensor.packed_kind
+        return kind is not None and self.packing.keeps(kind)
 
-    def __new__(cls, build: Build, shape: tuple[int, ...], places: Sequence[Place]) -> Self:
-        """Uninitialised memory of ``shape``, in the build's dtype and on its device."""
-        data = torch.empty(shape, dtype=build.dtype, device=build.device)
-        weight = torch.Tensor._make_subclass(cls, data, False)
-        weight.places = places
-        return weight
+    @property
+    def scheme(self) -> Scheme | None:
+        """What to quantize the weight by, if that is asked for and fits."""
+        scheme = self.packing.scheme
+        return scheme if scheme is not None and scheme.group_for(self.weight.full_shape[1]) is not None else None
 
-    def load(self, place: Place, tensor: Tensor) -> None:
-        """Copy this shard's part of a checkpoint's ``tensor`` (of ``place.shape``) to where it belongs."""
-        self.data[place.rows].copy_(tensor[place.source])
+    def quantize(self) -> None:
+        """Quantize the plain weight, if that is asked for and fits, and free it."""
+        if self.packed is None and self.scheme is not None:
+            self._replace(quantize(self.weight.data, self.scheme))
+
+    def fill_random(self, pattern: Tensor) -> None:
+        """Take random numbers, those of ``pattern`` [P] again and again; what would be quantized is made packed."""
+        if self.scheme is not None:
+            n, k = self.weight.full_shape
+            self._replace(random_weight((n, k), self.scheme, pattern, self.weight.device))
+        elif not self.keep_plain:
+            self.weight.fill_random(pattern)
+
+    def pack(self) -> None:
+        """Bring the weight into the ops' own form. Nothing can be loaded afterwards."""
+        packed = self.ops.pack_linear(self.operand)
+        if packed is not self.weight:
+            self._replace(packed)
+
+    def _kept(self, place: Place, tensor: Piece) -> Operand | None:
+        """This shard's part of a tensor that is packed in the checkpoint and may stay so."""
+        if not self.keeps(tensor) or (packed := tensor.packed()) is None:
+            return None
+        rows, columns = (*place.source, ALL)[:2]
+        try:
+            return take_columns(take_rows(packed, rows), columns).to(self.weight.device)
+        except ModelError as error:
+            if not self.packing.must_keep:
+                return None
+            raise ModelError(f"{tensor.name}: {error}; quantization='none' expands it") from None
+
+    def _join(self) -> None:
+        """Put packed pieces, and plain ones between them, one above the other."""
+        parts, self._packed_parts = self._packed_parts, {}
+        if parts:
+            plain = self.weight.data
+            rows = [place.rows for place in self.weight.places]
+            self._replace(stack_rows([parts[i] if i in parts else plain[r].clone() for i, r in enumerate(rows)]))
+
+    def _replace(self, packed: Operand) -> None:
+        self.packed = packed
+        if not self.keep_plain:
+            self.weight.release()

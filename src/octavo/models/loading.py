@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.config import ModelConfig
 from octavo.errors import ModelError, nearest
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Norm
 from octavo.layers.weight import Matrix, Place, Weight
 from octavo.models.decoder import DecoderModel
+from octavo.models.tensors import NamedTensor
 
 DUMMY_STD = 0.02
-
-
-class NamedTensor(Protocol):
-    """What is needed of a tensor in a checkpoint: see ``octavo.weights.checkpoint.LazyTensor``."""
-
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-    def read(self, dtype: torch.dtype) -> Tensor: ...
+PATTERN_SIZE = (1 << 20) + 7
+"""Odd, so that no two rows of a matrix begin at the same place of the pattern."""
 
 
 def load_weights(
     model: DecoderModel, tensors: Iterable[NamedTensor], progress: Callable[[int], None] | None = None
 ) -> None:
-    """Fill all parameters of ``model``. ``progress`` is called with each tensor's bytes in the checkpoint.
+    """Fill all parameters of ``model``, each matrix packed as its `Packing` says as soon as it is whole. ``progress``
+    is called with each tensor's bytes in the checkpoint.
 
     Raises ``ModelError`` for a tensor that is missing, unknown, there twice or of another shape than the
     configuration implies; the model is then of no use.
     """
-    places = dict(model_places(model))
-    missing = set(places)
+    slots = slots_by_name(model)
+    missing = set(slots)
     for tensor in tensors:
-        if not _is_ballast(tensor.name, model.config):
-            _check(tensor, places, missing, model.config)
-            weight, place = places[tensor.name]
-            weight.load(place, tensor.read(weight.dtype))
-            missing.remove(tensor.name)
+        for own in model.own_tensors(tensor):
+            if not _is_ballast(own.name, model.config):
+                _check(own, slots, missing, model.config)
+                for slot in slots[own.name]:
+                    slot.fill(own)
+                missing.remove(own.name)
         if progress is not None:
             progress(tensor.nbytes)
     if missing:
@@ -51,15 +46,45 @@ def load_weights(
         raise ModelError(f"{first}{others} missing from the checkpoint ({_describe(model.config)})")
 
 
-def model_places(model: nn.Module) -> Iterator[tuple[str, tuple[Weight, Place]]]:
-    """Each name that a checkpoint must have, and where that tensor goes."""
-    for path, weight in model.named_parameters():
-        if not isinstance(weight, Weight):
-            raise TypeError(f"{path} does not know its place in a checkpoint")
-        module, _, leaf = path.rpartition(".")
-        parent = module.rpartition(".")[0]
-        for place in weight.places:
-            yield f"{parent}.{place.module}.{leaf}" if place.module else path, (weight, place)
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor of the checkpoint goes: to ``place`` of ``weight``, a parameter of ``module``."""
+
+    module: nn.Module
+    weight: Weight
+    place: Place
+
+    def fill(self, tensor: NamedTensor) -> None:
+        if isinstance(self.module, Matrix) and self.weight is self.module.weight:
+            self.module.fill(self.place, tensor)
+        else:
+            self.weight.load(self.place, tensor.read(self.weight.dtype))
+
+
+def model_slots(model: nn.Module) -> Iterator[tuple[str, Slot]]:
+    """Each name that a checkpoint must have, and where that tensor goes: a tied table's to two modules."""
+    paths: dict[Weight, str] = {}
+    for module_path, module in model.named_modules():
+        for leaf, weight in module.named_parameters(recurse=False):
+            if not isinstance(weight, Weight):
+                raise TypeError(f"{module_path}.{leaf} does not know its place in a checkpoint")
+            path = paths.setdefault(weight, f"{module_path}.{leaf}")
+            for place in weight.places:
+                yield _name(path, place), Slot(module, weight, place)
+
+
+def _name(path: str, place: Place) -> str:
+    """The checkpoint's name for what goes to a place of the parameter at ``path``."""
+    module, _, leaf = path.rpartition(".")
+    return f"{module.rpartition('.')[0]}.{place.module}.{leaf}" if place.module else path
+
+
+def slots_by_name(model: nn.Module) -> dict[str, list[Slot]]:
+    """Where the tensor of each name goes."""
+    slots: dict[str, list[Slot]] = {}
+    for name, slot in model_slots(model):
+        slots.setdefault(name, []).append(slot)
+    return slots
 
 
 def pack_weights(model: nn.Module) -> None:
@@ -70,19 +95,21 @@ def pack_weights(model: nn.Module) -> None:
 
 
 def init_dummy(model: nn.Module, seed: int) -> None:
-    """Random weights, fast: norms are 1, others normal with standard deviation 0.02, in a long repeating
-    pattern.
+    """Random weights, fast: norms are 1, others normal with standard deviation 0.02, in a long repeating pattern.
+
+    What is to be quantized is made in its packed form, on the device, without the plain one.
     """
     generator = torch.Generator().manual_seed(seed)
-    # An odd length, so that no two rows of a matrix begin at the same place of the pattern.
-    noise = torch.randn((1 << 20) + 7, generator=generator) * DUMMY_STD
+    noise = torch.randn(PATTERN_SIZE, generator=generator) * DUMMY_STD
     for module in model.modules():
         for weight in module.parameters(recurse=False):
-            if isinstance(module, RMSNorm):
+            if isinstance(module, Norm):
                 weight.data.fill_(1)
-            else:
-                _tile(weight.data.view(-1), noise)
-                noise = noise.roll(1)
+            elif isinstance(module, Matrix) and weight is module.weight:
+                module.fill_random(noise)
+            elif isinstance(weight, Weight):
+                weight.fill_random(noise)
+            noise = noise.roll(1)
 
 
 def param_bytes(model: nn.Module) -> int:
@@ -91,25 +118,18 @@ def param_bytes(model: nn.Module) -> int:
     return sum(weight.nbytes for weight in {id(w): w for w in (*model.parameters(), *packed)}.values())
 
 
-def _tile(target: Tensor, pattern: Tensor) -> None:
-    for part in target.split(len(pattern)):
-        part.copy_(pattern[: len(part)])
-
-
 def _is_ballast(name: str, config: ModelConfig) -> bool:
     """Tensors that some checkpoints have and no model needs."""
     return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings)
 
 
-def _check(
-    tensor: NamedTensor, places: dict[str, tuple[Weight, Place]], missing: set[str], config: ModelConfig
-) -> None:
-    if tensor.name not in places:
-        hint = nearest(tensor.name, places)
+def _check(tensor: NamedTensor, slots: dict[str, list[Slot]], missing: set[str], config: ModelConfig) -> None:
+    if tensor.name not in slots:
+        hint = nearest(tensor.name, slots)
         raise ModelError(f"the checkpoint's {tensor.name} is not part of the model{hint} ({_describe(config)})")
     if tensor.name not in missing:
         raise ModelError(f"{tensor.name} is in the checkpoint twice; once was expected")
-    wanted = places[tensor.name][1].shape
+    wanted = slots[tensor.name][0].place.shape
     if tuple(tensor.shape) != wanted:
         raise ModelError(
             f"{tensor.name} has shape {list(tensor.shape)} in the checkpoint; {list(wanted)} was expected"

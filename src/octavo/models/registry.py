@@ -12,8 +12,17 @@ from octavo.models.decoder import DecoderModel
 MODELS = {
     "LlamaForCausalLM": "octavo.models.llama:Llama",
     "MistralForCausalLM": "octavo.models.llama:Llama",
+    "SmolLM3ForCausalLM": "octavo.models.llama:Llama",
     "Qwen2ForCausalLM": "octavo.models.qwen2:Qwen2",
     "Qwen3ForCausalLM": "octavo.models.qwen3:Qwen3",
+    "Qwen3MoeForCausalLM": "octavo.models.qwen3:Qwen3MoE",
+    "MixtralForCausalLM": "octavo.models.mixtral:Mixtral",
+    "Gemma2ForCausalLM": "octavo.models.gemma:Gemma2",
+    "Gemma3ForCausalLM": "octavo.models.gemma:Gemma3",
+    "Gemma3ForConditionalGeneration": "octavo.models.gemma:Gemma3",
+    "Phi3ForCausalLM": "octavo.models.phi3:Phi3",
+    "Starcoder2ForCausalLM": "octavo.models.starcoder2:StarCoder2",
+    "GPT2LMHeadModel": "octavo.models.gpt2:GPT2",
 }
 """Architecture, as a checkpoint names it -> ``module:class``."""
 

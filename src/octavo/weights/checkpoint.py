@@ -18,6 +18,8 @@ from octavo.config import ModelConfig
 if TYPE_CHECKING:
     import torch
 
+    from octavo.kernels.packed import PackedWeight
+
 
 class LazyTensor(ABC):
     """A named array that stays on disk (memory-mapped) until it is read.
@@ -40,6 +42,20 @@ class LazyTensor(ABC):
 
         Without conversion it may be a read-only view of the file's pages: copy before writing to it.
         """
+
+    @property
+    def packed_kind(self) -> str | None:
+        """The ``kind`` of what ``packed`` gives, or None where that is None. The matrix itself is not read for it."""
+        return None
+
+    def packed(self) -> PackedWeight | None:
+        """The same matrix in the few bits that the file has, or None where it has plain numbers, or a form that
+        ``octavo.kernels.packed`` does not know.
+        """
+        return None
+
+    def release(self) -> None:  # noqa: B027 (nothing to do for who maps no file)
+        """Let go of the file's pages, which count as resident memory since they were read. Views stay valid."""
 
 
 @dataclass(frozen=True, slots=True)

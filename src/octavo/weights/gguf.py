@@ -12,32 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ModelError
-from octavo.quantization.ggml import BlockType, dequantize_chunks
+from octavo.ggml.block_types import BlockType, dequantize_chunks
 from octavo.weights.checkpoint import Checkpoint, LazyTensor
-from octavo.weights.gguf_config import ROPE_FACTORS, architecture_of, generation_defaults, model_config
+from octavo.weights.gguf_config import ROPE_TENSORS, architecture_of, generation_defaults, model_config
 from octavo.weights.gguf_cursor import short
 from octavo.weights.gguf_file import GGUFFile, GGUFTensorInfo
+from octavo.weights.gguf_names import ONE_PLUS, hugging_face_name
+from octavo.weights.mapped import releasing
+from octavo.weights.row_order import unpermute
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-"""GGUF's name -> Hugging Face's, of what a model has once."""
-
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-"""The same for what each layer has: ``blk.0.attn_q`` is ``model.layers.0.self_attn.q_proj``."""
+    from octavo.kernels.packed import PackedWeight
 
 PERMUTED = {"llama": ("self_attn.q_proj", "self_attn.k_proj")}
 """Architecture -> projections whose rows llama.cpp keeps in another order."""
@@ -65,15 +52,20 @@ class GGUFCheckpoint(Checkpoint):
             raise ModelError(f"{file.path}: {error}") from None
 
     def tensors(self) -> Iterator[LazyTensor]:
-        permuted = PERMUTED.get(architecture_of(self.file), ())
-        for info in sorted(self.file.tensors.values(), key=lambda info: info.offset):
-            if info.name == ROPE_FACTORS:  # a part of the configuration, not a weight
-                continue
-            name = self._checked_name(info)
-            yield GGUFTensor(name, info, self.file.data(info), self._num_heads(name, permuted))
+        return releasing(self._tensors())
 
-    def _checked_name(self, info: GGUFTensorInfo) -> str:
-        name = hugging_face_name(info.name)
+    def _tensors(self) -> Iterator[GGUFTensor]:
+        architecture = architecture_of(self.file)
+        permuted = PERMUTED.get(architecture, ())
+        for info in sorted(self.file.tensors.values(), key=lambda info: info.offset):
+            if info.name in ROPE_TENSORS:  # a part of the configuration, not a weight
+                continue
+            name = self._checked_name(info, architecture)
+            kept_plus_one = architecture in ONE_PLUS and name.endswith("norm.weight")
+            yield GGUFTensor(name, self.file, info, self._num_heads(name, permuted), kept_plus_one)
+
+    def _checked_name(self, info: GGUFTensorInfo, architecture: str) -> str:
+        name = hugging_face_name(info.name, architecture)
         if name is None:
             raise ModelError(f"{self.path}: the tensor {short(info.name)} is unknown in {self.config.architecture}")
         return name
@@ -87,20 +79,34 @@ class GGUFCheckpoint(Checkpoint):
 
 
 class GGUFTensor(LazyTensor):
-    """A tensor in a GGUF file. ``permuted_heads``: over how many heads its rows are permuted, or None."""
+    """A tensor in a GGUF file. ``permuted_heads``: over how many heads its rows are permuted, or None;
+    ``kept_plus_one``: the file has 1 more than the weight.
+    """
 
     def __init__(
-        self, name: str, info: GGUFTensorInfo, data: NDArray[np.uint8], permuted_heads: int | None = None
+        self,
+        name: str,
+        file: GGUFFile,
+        info: GGUFTensorInfo,
+        permuted_heads: int | None = None,
+        kept_plus_one: bool = False,
     ) -> None:
         self.name = name
         self.shape = info.shape
         self.kind = info.type.name
         self.nbytes = info.nbytes
         self._type = info.type
-        self._data = data
-        self._permuted_heads = permuted_heads
+        self._file, self._info = file, info
+        self._permuted_heads, self._kept_plus_one = permuted_heads, kept_plus_one
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        if self._kept_plus_one:
+            return (self._read(torch.float32) - 1).to(dtype)
+        return self._read(dtype)
+
+    def _read(self, dtype: torch.dtype) -> torch.Tensor:
         import torch
 
         rows = self._rows()
@@ -110,41 +116,38 @@ class GGUFTensor(LazyTensor):
                 return torch.frombuffer(rows.data, dtype=dtype).view(self.shape)
             return _expand(rows, self._type, dtype).view(self.shape)
 
+    @property
+    def packed_kind(self) -> str | None:
+        plain = self.kind in _DTYPE_OF_KIND or len(self.shape) != 2 or self.shape[1] % self._type.block_size
+        return None if plain else self.kind
+
+    def packed(self) -> PackedWeight | None:
+        if self.packed_kind is None:
+            return None
+        import torch
+
+        from octavo.kernels.packed import BlockWeight
+
+        with warnings.catch_warnings():  # that the file's pages are read-only is in the contract
+            warnings.filterwarnings("ignore", message=".*not writable")
+            blocks = torch.from_numpy(self._rows()).view(self.shape[0], -1)
+        sizes = {"block_size": self._type.block_size, "type_size": self._type.type_size}
+        return BlockWeight(kind=self.kind, blocks=blocks, **sizes)
+
+    def release(self) -> None:
+        self._file.release(self._info)
+
     def _rows(self) -> NDArray[np.uint8]:
         """The packed bytes, rows in Hugging Face's order: a view of the file if that is its order."""
         if self._permuted_heads is None:
-            return self._data
+            return self._file.data(self._info)
         num_rows = self.shape[0]
         if num_rows % (2 * self._permuted_heads) or (len(self.shape) == 1 and self._type.block_size > 1):
             raise ModelError(
                 f"{self.name} has {num_rows} rows of {self.kind}; expected an even number for each of"
                 f" {self._permuted_heads} heads"
             )
-        return unpermute(self._data.reshape(num_rows, -1), self._permuted_heads).reshape(-1)
-
-
-def hugging_face_name(name: str) -> str | None:
-    """``blk.0.attn_q.weight`` -> ``model.layers.0.self_attn.q_proj.weight``; None for an unknown name."""
-    match name.split("."):
-        case ["blk", index, part, ("weight" | "bias") as suffix] if part in LAYER_NAMES and index.isdecimal():
-            return f"model.layers.{index}.{LAYER_NAMES[part]}.{suffix}"
-        case [part, "weight"] if part in MODEL_NAMES:
-            return f"{MODEL_NAMES[part]}.weight"
-    return None
-
-
-def unpermute(rows: NDArray[np.uint8], num_heads: int) -> NDArray[np.uint8]:
-    """Put the rows of a query or key projection from llama.cpp's order into Hugging Face's.
-
-    Rotary embeddings turn pairs of dimensions. Hugging Face pairs dimension i of a head with i + head_dim /
-    2, llama.cpp's "llama" pairs neighbours, so its converter interleaves the two halves of each head. As
-    whole rows move, this works on packed bytes.
-
-    Args:
-        rows: ``uint8[num_heads * head_dim, bytes of a row]``.
-    """
-    pairs = rows.reshape(num_heads, -1, 2, rows.shape[-1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+        return unpermute(self._file.data(self._info).reshape(num_rows, -1), self._permuted_heads).reshape(-1)
 
 
 def _expand(data: NDArray[np.uint8], kind: BlockType, dtype: torch.dtype) -> torch.Tensor:

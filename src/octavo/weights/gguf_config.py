@@ -15,12 +15,21 @@ import numpy as np
 
 from octavo.config import ModelConfig, RopeScaling
 from octavo.errors import ModelError
-from octavo.quantization.ggml import dequantize
+from octavo.ggml.block_types import dequantize
 from octavo.weights.checkpoint import GenerationDefaults
 from octavo.weights.gguf_cursor import Value, short
+from octavo.weights.gguf_families import PARTLY_ROTATED, PATTERNS, family_fields
 from octavo.weights.gguf_file import GGUFFile, GGUFTensorInfo
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+}
 """GGUF's name of an architecture -> Hugging Face's name of its class. Mistral's models are "llama" here."""
 
 END_OF_TURN = frozenset({"<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"})
@@ -29,6 +38,11 @@ CONTROL_TOKEN = 3
 """What ``tokenizer.ggml.token_type`` says of a token that never comes from plain text."""
 ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies, ``[head_dim / 2]``: where converters put Llama 3's scaling."""
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+"""The same for LongRoPE, one for each pair of rotated dimensions."""
+MAX_FACTORS = 1 << 14
+"""Far more pairs of dimensions than a head has."""
+ROPE_TENSORS = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
 
 
 def model_config(file: GGUFFile) -> ModelConfig:
@@ -40,12 +54,12 @@ def model_config(file: GGUFFile) -> ModelConfig:
     """
     architecture = architecture_of(file)
     fields = _Fields(file.metadata, architecture)
-    _refuse_variants(fields)
+    _refuse_variants(fields, architecture)
     vocab_size = _tensor(file, "token_embd.weight").shape[0]
     num_layers = _num_layers(fields, file)
-    head_dim = _head_dim(fields)
+    head_dim = _head_dim(fields, partly_rotated=architecture in PARTLY_ROTATED)
     num_heads = fields.integer("attention.head_count")
-    window = fields.integer("attention.sliding_window", 0)
+    family = family_fields(architecture, fields, num_layers, head_dim)
     return ModelConfig(
         architecture=ARCHITECTURES[architecture],
         vocab_size=vocab_size,
@@ -56,15 +70,21 @@ def model_config(file: GGUFFile) -> ModelConfig:
         num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         max_position_embeddings=fields.integer("context_length"),
-        rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        rms_norm_eps=fields.number(family.eps_key),
         rope_theta=fields.number("rope.freq_base", 10000.0),
         rope_scaling=_rope_scaling(fields, file, head_dim),
+        rotary_dim=family.rotary_dim,
+        local_rope_theta=family.local_rope_theta,
+        hidden_act=family.hidden_act,
         tie_word_embeddings="output.weight" not in file.tensors,
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         o_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_down.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        sliding_windows=(window or None,) * num_layers,
+        sliding_windows=family.sliding_windows,
+        attention_scale=family.attention_scale,
+        attention_soft_cap=family.attention_soft_cap,
+        logit_soft_cap=family.logit_soft_cap,
         dtype=_dtype(file),
         bos_token_id=next(_token_ids(file.metadata, vocab_size, "bos"), None),
         eos_token_ids=_eos_token_ids(file.metadata, vocab_size),
@@ -140,11 +160,11 @@ def _shortest(number: float) -> float:
     return float(str(single)) if single == number else number
 
 
-def _refuse_variants(fields: _Fields) -> None:
+def _refuse_variants(fields: _Fields, architecture: str) -> None:
     """Fail for models that share an architecture's name and are not it."""
     if fields.integer("expert_count", 0):
         raise ModelError("mixtures of experts are not supported; accepted: dense models")
-    if "attention.sliding_window_pattern" in fields:
+    if "attention.sliding_window_pattern" in fields and architecture not in PATTERNS:
         raise ModelError(
             "sliding_window_pattern is not supported; accepted: one sliding window for all layers, or none"
         )
@@ -167,19 +187,21 @@ def _num_layers(fields: _Fields, file: GGUFFile) -> int:
     return claimed
 
 
-def _head_dim(fields: _Fields) -> int:
+def _head_dim(fields: _Fields, *, partly_rotated: bool) -> int:
     """The size of a head. Raises ``ModelError`` if keys, values and rotary embeddings do not agree on it."""
     hidden, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
-    if heads < 1 or ("attention.key_length" not in fields and hidden % heads):
+    if min(hidden, heads) < 1 or ("attention.key_length" not in fields and hidden % heads):
         raise ModelError(f"{hidden} hidden dimensions cannot be divided into {heads} heads")
     head_dim = fields.integer("attention.key_length", hidden // heads)
-    for name in ("attention.value_length", "rope.dimension_count"):
+    for name in ("attention.value_length", *(() if partly_rotated else ("rope.dimension_count",))):
         if fields.integer(name, head_dim) != head_dim:
             raise ModelError(f"{name} is {fields.integer(name)}; expected {head_dim}, the size of a key")
     return head_dim
 
 
 def _rope_scaling(fields: _Fields, file: GGUFFile, head_dim: int) -> RopeScaling | None:
+    if LONG_FACTORS in file.tensors:
+        return _longrope(fields, file)
     kind = fields.text("rope.scaling.type", "linear" if "rope.scale_linear" in fields else "none")
     factors = _rope_factors(file, head_dim)
     if kind == "none" or (factors and kind in ("llama3", "longrope")):
@@ -193,6 +215,22 @@ def _rope_scaling(fields: _Fields, file: GGUFFile, head_dim: int) -> RopeScaling
     if factor <= 0:
         raise ModelError(f"rope.scaling.factor is {factor}; expected a number above 0")
     return RopeScaling(kind="linear", factor=factor) if kind == "linear" else _yarn(fields, factor)
+
+
+def _longrope(fields: _Fields, file: GGUFFile) -> RopeScaling:
+    """The number of factors is checked where the angles are made."""
+    long, short_ = (_read_factors(file, _tensor(file, name)) for name in (LONG_FACTORS, SHORT_FACTORS))
+    length = fields.integer("context_length")
+    original = fields.integer("rope.scaling.original_context_length", length)
+    attention = fields.number("rope.scaling.attn_factor", 0.0)
+    return RopeScaling(
+        kind="longrope",
+        factor=length / max(original, 1),
+        original_max_position=original,
+        attention_factor=attention or None,
+        factors=short_,
+        long_factors=long,
+    )
 
 
 def _yarn(fields: _Fields, factor: float) -> RopeScaling:
@@ -215,10 +253,17 @@ def _rope_factors(file: GGUFFile, head_dim: int) -> tuple[float, ...] | None:
         return None
     if info.shape != (head_dim // 2,):
         raise ModelError(f"{ROPE_FACTORS} has the shape {info.shape}; expected ({head_dim // 2},)")
+    factors = _read_factors(file, info)
+    return factors if any(factor != 1 for factor in factors) else None
+
+
+def _read_factors(file: GGUFFile, info: GGUFTensorInfo) -> tuple[float, ...]:
+    if math.prod(info.shape) > MAX_FACTORS:
+        raise ModelError(f"{info.name} has the shape {info.shape}; expected at most {MAX_FACTORS} numbers")
     factors = tuple(dequantize(file.data(info), info.type).tolist())
     if not all(math.isfinite(factor) and factor > 0 for factor in factors):
-        raise ModelError(f"{ROPE_FACTORS} holds {short(factors)}; expected numbers above 0")
-    return factors if any(factor != 1 for factor in factors) else None
+        raise ModelError(f"{info.name} holds {short(factors)}; expected numbers above 0")
+    return factors
 
 
 def _dtype(file: GGUFFile) -> str:

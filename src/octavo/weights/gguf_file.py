@@ -12,7 +12,6 @@ little-endian:
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,9 +19,9 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.errors import ModelError
-from octavo.quantization.ggml import BLOCK_TYPES, BLOCK_TYPES_BY_ID, UNREADABLE_TYPES, BlockType
+from octavo.ggml.block_types import BLOCK_TYPES, BLOCK_TYPES_BY_ID, UNREADABLE_TYPES, BlockType
 from octavo.weights.gguf_cursor import Cursor, Value, short
+from octavo.weights.mapped import MappedFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -67,33 +66,21 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._bytes = np.frombuffer(_map(self.path), np.uint8)
-        cursor = Cursor(self._bytes.data, str(self.path))
+        self._file = MappedFile(self.path, "a GGUF file")
+        cursor = Cursor(self._file.bytes.data, str(self.path))
         num_tensors, num_keys = _read_preamble(cursor)
         self.metadata: dict[str, Value] = _read_metadata(cursor, num_keys)
         _refuse_split(cursor, self.metadata)
         self.tensors: dict[str, GGUFTensorInfo] = _read_tensors(cursor, num_tensors, _alignment(cursor, self.metadata))
-        _check_extents(cursor, self.tensors, len(self._bytes))
+        _check_extents(cursor, self.tensors, len(self._file))
 
     def data(self, info: GGUFTensorInfo) -> NDArray[np.uint8]:
         """The packed bytes of a tensor: a read-only view ``uint8[nbytes]`` of the file's pages."""
-        return self._bytes[info.offset : info.offset + info.nbytes]
+        return self._file.view(info.offset, info.nbytes)
 
-
-def _map(path: Path) -> mmap.mmap:
-    """The file's pages, read-only. A pipe is refused before it is opened, as opening it may wait for ever."""
-    try:
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder; a GGUF file was expected")
-        if path.exists() and not path.is_file():
-            raise ModelError(f"{path} is not a regular file; a GGUF file was expected")
-        if path.stat().st_size == 0:
-            raise ModelError(f"{path} is empty; a GGUF file was expected")
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{str(path)!r} cannot be read: {reason}; a GGUF file was expected") from None
+    def release(self, info: GGUFTensorInfo) -> None:
+        """Let go of the pages of a tensor; views of them stay valid."""
+        self._file.release(info.offset, info.nbytes)
 
 
 def _read_preamble(cursor: Cursor) -> tuple[int, int]:

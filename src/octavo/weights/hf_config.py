@@ -5,15 +5,15 @@ A key that is absent means what the family's configuration class in transformers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET
 
-from octavo.config import ModelConfig
+from octavo.config import ExpertsConfig, ModelConfig
 from octavo.errors import ModelError
 from octavo.weights.checkpoint import GenerationDefaults
+from octavo.weights.hf_families import FAMILIES, Family
 from octavo.weights.hf_json import ArchitectureJson, ConfigJson, convert, read_json
 from octavo.weights.hf_rope import rope
 from octavo.weights.hf_tokens import (
@@ -35,63 +35,13 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """How one architecture differs from the others, and its defaults for absent keys.
-
-    ``num_kv_heads`` None: as many as query heads. ``head_dim`` None: ``hidden_size / num_heads``.
-    ``windows``: "none", "all" (every layer slides) or "some" (``use_sliding_window`` and ``layer_types`` say
-    which).
-    """
-
-    model_type: str
-    max_position_embeddings: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    windows: str = "none"
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    always_qkv_bias: bool = False
-    qk_norm: bool = False
-
-
-FAMILIES = {
-    "LlamaForCausalLM": Family(
-        model_type="llama",
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-        attention_bias=True,
-        mlp_bias=True,
-    ),
-    "MistralForCausalLM": Family(
-        model_type="mistral",
-        max_position_embeddings=131072,
-        num_kv_heads=8,
-        bos_token_id=1,
-        eos_token_id=2,
-        windows="all",
-    ),
-    "Qwen2ForCausalLM": Family(
-        model_type="qwen2",
-        max_position_embeddings=32768,
-        num_kv_heads=32,
-        windows="some",
-        always_qkv_bias=True,
-    ),
-    "Qwen3ForCausalLM": Family(
-        model_type="qwen3",
-        max_position_embeddings=32768,
-        num_kv_heads=32,
-        head_dim=128,
-        windows="some",
-        attention_bias=True,
-        qk_norm=True,
-    ),
+_ACTIVATIONS = {
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
 }
-"""Architecture -> family. ``attention_bias`` and ``mlp_bias`` say whether the key of that name is heeded."""
+"""transformers' names of activations -> ours, where they differ."""
 
 
 def read_config(folder: Path, weights_dtype: str | None = None) -> tuple[ModelConfig, GenerationDefaults]:
@@ -103,7 +53,7 @@ def read_config(folder: Path, weights_dtype: str | None = None) -> tuple[ModelCo
     path = folder / "config.json"
     raw = read_json(path, dict[str, Any])
     architecture = _architecture(path, convert(str(path), raw, ArchitectureJson))
-    config = convert(str(path), raw, ConfigJson)
+    config = convert(str(path), FAMILIES[architecture].in_our_keys(raw), ConfigJson)
     generation = read_generation(folder)
     eos = _default(config.eos_token_id, FAMILIES[architecture].eos_token_id)
     ids = eos_token_ids(config.vocab_size, eos, generation.eos_token_id, tokenizer_eos(folder))
@@ -119,9 +69,11 @@ def model_config(
     """Translate one ``config.json`` into Octavo's names. Raises ``ModelError`` when it contradicts itself."""
     family = FAMILIES[architecture]
     max_position = _default(config.max_position_embeddings, family.max_position_embeddings)
-    theta, scaling = rope(config, max_position)
+    head_dim, scalar = _head_dim(config, family), config.query_pre_attn_scalar
+    angles = rope(config, family, max_position, head_dim)
     bos = known_tokens(config.vocab_size, _default(config.bos_token_id, family.bos_token_id))
     attention_bias = family.attention_bias and config.attention_bias
+    _refuse_variants(config)
     return ModelConfig(
         architecture=architecture,
         vocab_size=config.vocab_size,
@@ -130,18 +82,25 @@ def model_config(
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         num_kv_heads=_default(config.num_key_value_heads, family.num_kv_heads) or config.num_attention_heads,
-        head_dim=_head_dim(config, family),
+        head_dim=head_dim,
         max_position_embeddings=max_position,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        hidden_act="silu" if config.hidden_act == "swish" else config.hidden_act,
+        rope_theta=angles.theta,
+        rope_scaling=angles.scaling,
+        rotary_dim=angles.rotary_dim,
+        local_rope_theta=angles.local_theta,
+        no_rope_layers=_no_rope_layers(config, family),
+        hidden_act=_ACTIVATIONS.get(config.hidden_act or "", config.hidden_act or "silu"),
         tie_word_embeddings=config.tie_word_embeddings,
         qkv_bias=family.always_qkv_bias or attention_bias,
         o_bias=attention_bias,
         mlp_bias=family.mlp_bias and config.mlp_bias,
         qk_norm=family.qk_norm,
         sliding_windows=_sliding_windows(config, family),
+        attention_scale=scalar**-0.5 if scalar else None if config.scale_attn_weights else 1.0,
+        attention_soft_cap=config.attn_logit_softcapping,
+        logit_soft_cap=config.final_logit_softcapping,
+        experts=_experts(config, family),
         dtype=_dtype(config, weights_dtype),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=eos_ids,
@@ -149,9 +108,6 @@ def model_config(
 
 
 def _architecture(path: Path, config: ArchitectureJson) -> str:
-    if config.quantization_config is not None:
-        method = config.quantization_config.get("quant_method", "an unnamed method")
-        raise ModelError(f"{path}: weights quantized by {method!r:.40} are not supported yet; accepted: plain weights")
     by_type = {family.model_type: name for name, family in FAMILIES.items()}
     name = config.architectures[0] if config.architectures else by_type.get(config.model_type or "")
     if name not in FAMILIES:
@@ -178,16 +134,65 @@ def _head_dim(config: ConfigJson, family: Family) -> int:
 
 def _sliding_windows(config: ConfigJson, family: Family) -> tuple[int | None, ...]:
     """One window for each layer. 4096 and 28 are what transformers takes where a config is silent."""
-    layers = config.num_hidden_layers
     window = _default(config.sliding_window, 4096)
-    if family.windows == "none" or (family.windows == "some" and not config.use_sliding_window):
-        return (None,) * layers
-    if family.windows == "all":
-        return (window,) * layers
-    if config.layer_types is None:
-        first = 28 if config.max_window_layers is None else config.max_window_layers
-        return tuple(window if layer >= first else None for layer in range(layers))
-    return tuple(window if kind == "sliding_attention" else None for kind in _layer_types(config))
+    return tuple(window if slides else None for slides in _sliding_layers(config, family))
+
+
+def _sliding_layers(config: ConfigJson, family: Family) -> list[bool]:
+    layers = range(config.num_hidden_layers)
+    if family.windows in ("none", "all"):
+        return [family.windows == "all"] * len(layers)
+    if family.windows != "pattern" and not config.use_sliding_window:
+        return [False] * len(layers)
+    if family.windows == "switched":
+        return [True] * len(layers)
+    if config.layer_types is not None:
+        return [kind == "sliding_attention" for kind in _layer_types(config)]
+    if family.windows == "pattern":
+        return [(layer + 1) % config.sliding_window_pattern != 0 for layer in layers]
+    if family.windows == "unrotated":
+        return [layer in _no_rope_layers(config, family) for layer in layers]
+    first = 28 if config.max_window_layers is None else config.max_window_layers
+    return [layer >= first for layer in layers]
+
+
+def _no_rope_layers(config: ConfigJson, family: Family) -> tuple[int, ...]:
+    """A list in the file says 1 of a layer that rotates, 0 of one that does not."""
+    layers = range(config.num_hidden_layers)
+    if not family.rotates:
+        return tuple(layers)
+    if not family.skips_rotation:
+        return ()
+    if config.no_rope_layers is None:
+        return tuple(layer for layer in layers if (layer + 1) % config.no_rope_layer_interval == 0)
+    if len(config.no_rope_layers) < len(layers):
+        raise ModelError(f"no_rope_layers has {len(config.no_rope_layers)} entries; {len(layers)} were expected")
+    return tuple(layer for layer in layers if not config.no_rope_layers[layer])
+
+
+def _experts(config: ConfigJson, family: Family) -> ExpertsConfig | None:
+    if config.num_experts is None or config.num_experts_per_tok is None or "num_experts" not in family.defaults:
+        return None
+    if not family.expert_keys:
+        return ExpertsConfig(
+            count=config.num_experts, per_token=config.num_experts_per_tok, size=config.intermediate_size
+        )
+    only, step = set(config.mlp_only_layers or []), config.decoder_sparse_step
+    return ExpertsConfig(
+        count=config.num_experts,
+        per_token=config.num_experts_per_tok,
+        size=config.moe_intermediate_size or config.intermediate_size,
+        normalise=config.norm_topk_prob,
+        dense_layers=tuple(i for i in range(config.num_hidden_layers) if i in only or (i + 1) % step),
+    )
+
+
+def _refuse_variants(config: ConfigJson) -> None:
+    """Fail for models that share an architecture's name and are computed in another way."""
+    if config.use_bidirectional_attention:
+        raise ModelError("use_bidirectional_attention is not supported; accepted: false (causal attention)")
+    if config.scale_attn_by_inverse_layer_idx:
+        raise ModelError("scale_attn_by_inverse_layer_idx is not supported; accepted: false")
 
 
 def _layer_types(config: ConfigJson) -> list[str]:

@@ -31,7 +31,7 @@ class ConfigJson(msgspec.Struct):
     head_dim: Size | UnsetType | None = UNSET
     max_position_embeddings: Size | UnsetType = UNSET
     rms_norm_eps: Annotated[float, Meta(ge=0, lt=1)] = 1e-6
-    hidden_act: str = "silu"
+    hidden_act: str | None = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -40,10 +40,26 @@ class ConfigJson(msgspec.Struct):
     rope_parameters: dict[str, Any] | None = None
     original_max_position_embeddings: Size | None = None
     partial_rotary_factor: Positive | None = None
+    rope_local_base_freq: Positive | None = None
+    no_rope_layers: list[int] | None = None
+    no_rope_layer_interval: Size = 4
     sliding_window: Size | UnsetType | None = UNSET
+    sliding_window_pattern: Size = 6
     use_sliding_window: bool | None = False
     max_window_layers: Annotated[int, Meta(ge=0)] | None = None
     layer_types: list[str] | None = None
+    query_pre_attn_scalar: Positive | None = None
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
+    use_bidirectional_attention: bool | None = False
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    num_experts: Size | None = None
+    num_experts_per_tok: Size | None = None
+    moe_intermediate_size: Size | None = None
+    norm_topk_prob: bool = False
+    decoder_sparse_step: Size = 1
+    mlp_only_layers: list[int] | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
     bos_token_id: TokenIds | UnsetType = UNSET
@@ -55,7 +71,6 @@ class ArchitectureJson(msgspec.Struct):
 
     architectures: list[str] | None = None
     model_type: str | None = None
-    quantization_config: dict[str, Any] | None = None
 
 
 class RopeJson(msgspec.Struct):
@@ -75,6 +90,8 @@ class RopeJson(msgspec.Struct):
     mscale_all_dim: float | None = None
     truncate: bool = True
     partial_rotary_factor: Positive | None = None
+    short_factor: list[Positive] | None = None
+    long_factor: list[Positive] | None = None
 
 
 class GenerationJson(msgspec.Struct):

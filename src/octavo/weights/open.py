@@ -6,9 +6,12 @@ from pathlib import Path
 
 from octavo.errors import ModelError
 from octavo.weights.checkpoint import Checkpoint
+from octavo.weights.llama2c import Llama2cCheckpoint, is_llama2c
 from octavo.weights.shards import INDEX, safetensors_files
 
-ACCEPTED = "a .gguf file, or a folder with config.json and .safetensors files (or with one .gguf file)"
+ACCEPTED = (
+    "a .gguf file, a .bin file of llama2.c, or a folder with config.json and .safetensors files (or with one such file)"
+)
 
 
 def open_checkpoint(path: Path | str, weights: bool = True) -> Checkpoint:
@@ -34,6 +37,8 @@ def _open_file(path: Path) -> Checkpoint:
         from octavo.weights.gguf import GGUFCheckpoint
 
         return GGUFCheckpoint.open(path)
+    if is_llama2c(path):
+        return Llama2cCheckpoint.open(path)
     if path.suffix == ".safetensors" and (path.parent / "config.json").exists():
         raise ModelError(f"{path} is one file of a model; accepted: its folder, {path.parent}")
     raise ModelError(f"{path} is not a model that can be opened; accepted: {ACCEPTED}")
@@ -47,6 +52,9 @@ def _open_folder(folder: Path, weights: bool) -> Checkpoint:
             raise ModelError(f"{folder} has {len(ggufs)} .gguf files; accepted: the path of one of {names}")
         return _open_file(ggufs[0])
     if not (folder / "config.json").exists():
+        models = [file for file in sorted(folder.glob("*.bin")) if file.is_file() and is_llama2c(file)]
+        if len(models) == 1:
+            return _open_file(models[0])
         raise ModelError(f"{folder} has no config.json; accepted: {ACCEPTED}")
     from octavo.weights.safetensors import SafetensorsCheckpoint
 

@@ -57,7 +57,7 @@ def _from_index(folder: Path) -> Shards:
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise ModelError(f"{folder / INDEX} names the file {name!r:.200}; accepted: files of the same folder")
         if not (folder / name).is_file():
-            raise ModelError(f"{folder} lacks {name}, which {INDEX} names")
+            raise ModelError(f"{folder} lacks {name!r:.200}, which {INDEX} names")
     return Shards([folder / name for name in names], index)
 
 

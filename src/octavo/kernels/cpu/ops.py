@@ -6,6 +6,8 @@ loading, the same kernel computes the same bits in about two thirds of the time 
 Decode attention in torch gathers the blocks of the context before it multiplies; the C kernel reads them where they
 are. It, the norms, the activation and the rotation take what is left of a step to about a third. What a kernel cannot
 take (odd sizes, float16, prompts' attention) goes to the reference.
+
+Quantized weights are woven into panels (`panels.py`), which C kernels multiply with as they read them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from torch import Tensor
 from octavo.kernels.cpu.attention_plan import CpuPlan
 from octavo.kernels.cpu.build import load_library
 from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
+from octavo.kernels.cpu.panels import AS_FAST, Panels
+from octavo.kernels.cpu.quantized import QuantizedProducts
+from octavo.kernels.cpu.rounded import RoundedPanels
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.packed import Operand, PackedWeight, StackedWeight
 from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
 
@@ -31,19 +37,35 @@ class CpuOps(ReferenceOps):
         super().__init__()
         library = load_library()
         self._native = Native(library) if library is not None else None
+        self._quantized = QuantizedProducts(library) if library is not None else None
         self._packs = packs_weights()
 
-    def pack_linear(self, weight: Tensor) -> Tensor:
+    def pack_linear(self, weight: Operand) -> Operand:
+        if isinstance(weight, StackedWeight):
+            return StackedWeight(parts=tuple(self.pack_linear(part) for part in weight.parts))
+        if isinstance(weight, PackedWeight):
+            return weight if self._quantized is None else self._quantized.pack(weight)
         if weight.dtype is not torch.bfloat16 or not self._packs:
             return weight
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS_HINT)
         return packed
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not weight.is_mkldnn:
+    def multiplies(self, kind: str) -> bool:
+        return self._quantized is not None and kind in AS_FAST
+
+    def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Panels | RoundedPanels) and self._quantized is not None:
+            return self._quantized.linear(x, weight, bias)
+        if isinstance(weight, StackedWeight):
+            return self._stacked(x, weight, bias)
+        if not isinstance(weight, Tensor) or not weight.is_mkldnn:
             return super().linear(x, weight, bias)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
+
+    def _stacked(self, x: Tensor, weight: StackedWeight, bias: Tensor | None) -> Tensor:
+        product = torch.cat([self.linear(x, part) for part in weight.parts], dim=-1)
+        return product if bias is None else product + bias
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if self._native is None or not fits_rows(x, weight):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import FP8, KVLayer
+from octavo.kernels.packed import FP8_MAX
 from octavo.kernels.reference.workspace import Workspace
 
-FP8_MAX = 448.0
 INT8_MAX = 127
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.ops import Ops
-from octavo.kernels.reference import attention, rotary, sampling
+from octavo.kernels.packed import Operand
+from octavo.kernels.reference import attention, experts, norm, quantized, rotary, sampling
 from octavo.kernels.reference.attention_plan import GroupedPlan
 from octavo.kernels.reference.sample_rows import sample_rows
 from octavo.kernels.reference.workspace import Workspace
@@ -23,14 +24,14 @@ class ReferenceOps(Ops):
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(ids, weight)
 
-    def pack_linear(self, weight: Tensor) -> Tensor:
+    def pack_linear(self, weight: Operand) -> Operand:
         return weight
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight, bias)
+    def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
+        return quantized.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, eps)
+        return norm.rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = residual.float().add_(x)  # in place, but for the first layer of a model in 16 bits
@@ -39,6 +40,27 @@ class ReferenceOps(Ops):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def gelu_mul(self, gate_up: Tensor, *, approximate: bool) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.gelu(gate, approximate=approximate) * up
+
+    def gelu(self, x: Tensor, *, approximate: bool) -> Tensor:
+        return F.gelu(x, approximate="tanh" if approximate else "none")
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return norm.add_layer_norm(x, residual, weight, bias, eps)
+
+    def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+        return experts.top_experts(logits, k, normalise)
+
+    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        def expert(e: int, rows: Tensor) -> Tensor:
+            return self.linear(self.silu_mul(self.linear(rows, gate_up[e])), down[e])
+
+        return experts.experts(x, weights, ids, expert)
 
     def rotate_and_store(
         self,

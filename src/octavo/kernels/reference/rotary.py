@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
 from octavo.kernels.reference.kv_numbers import store
+from octavo.kernels.reference.norm import rms_norm
 from octavo.kernels.reference.workspace import Workspace
 
 
@@ -47,7 +47,7 @@ def rotate_and_store(
     hq = heads.shape[1] - 2 * hk
     qk, values = heads[:, : hq + hk], heads[:, hq + hk :]
     if q_norm is not None and k_norm is not None:
-        q, k = F.rms_norm(qk[:, :hq], (d,), q_norm, eps), F.rms_norm(qk[:, hq:], (d,), k_norm, eps)
+        q, k = rms_norm(qk[:, :hq], q_norm, eps), rms_norm(qk[:, hq:], k_norm, eps)
         qk = torch.cat((q, k), dim=1)
     qk = rotate(qk, *plan.angles(cos_sin), workspace)
     store(kv, plan.cache_rows, qk[:, hq:], values)

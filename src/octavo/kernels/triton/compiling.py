@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from triton.runtime._async_compile import AsyncCompileMode
 from triton.runtime.jit import JITFunction
 
 MAX_THREADS = 32
@@ -26,14 +25,15 @@ def compile_only(device: torch.device) -> Iterator[None]:
     """While this is entered, Triton kernels are not launched: results are whatever was in their memory. When it is
     left, all that would have been launched are compiled and loaded.
 
-    A kernel that does not compile says so when it is launched.
+    A kernel that does not compile says so when it is launched. With a Triton whose compiler cannot be asked so, each is
+    compiled here in turn.
     """
     launch = JITFunction.run
 
     def only_compile(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         return launch(self, *args, grid=grid, warmup=True, **options)
 
-    with _pool(device) as pool, AsyncCompileMode(_Loading(pool), ignore_errors=True):
+    with _pool(device) as pool, _side_by_side(pool):
         JITFunction.run = only_compile
         try:
             yield
@@ -41,10 +41,21 @@ def compile_only(device: torch.device) -> Iterator[None]:
             JITFunction.run = launch
 
 
+def _side_by_side(pool: Executor) -> AbstractContextManager[object]:
+    """While this is entered, Triton hands what it has to compile to ``pool``; at the end it waits for all of it."""
+    try:
+        from triton.runtime._async_compile import AsyncCompileMode
+    except ImportError:
+        return nullcontext()
+    mode: AbstractContextManager[object] = AsyncCompileMode(_Loading(pool), ignore_errors=True)
+    return mode
+
+
 def _pool(device: torch.device) -> ThreadPoolExecutor:
+    index = torch.cuda.current_device() if device.index is None else device.index
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(
-        min(cores, MAX_THREADS), "octavo-compile", initializer=torch.cuda.set_device, initargs=(device,)
+        min(cores, MAX_THREADS), "octavo-compile", initializer=torch.cuda.set_device, initargs=(index,)
     )
 
 

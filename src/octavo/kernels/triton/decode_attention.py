@@ -137,7 +137,8 @@ class DecodeAttention:
         _, hk, block_size, _ = kv.keys.shape
         rows, group = plan.num_decode_rows, num_heads // hk
         keys = plan.max_decode_context if scores.window is None else min(plan.max_decode_context, scores.window)
-        s = chosen or settings(rows, hk, group, d * kv.keys.element_size(), keys, plan.deterministic)
+        row_bytes = d * max(q.element_size(), kv.keys.element_size())  # a tile is held as it is computed with
+        s = chosen or settings(rows, hk, group, row_bytes, keys, plan.deterministic)
         partials = out if s.splits == 1 else q.new_empty(rows * hk * s.splits * group * (d + 1), dtype=torch.float32)
         padded = {"HEADS": group, "HEADS_PADDED": max(16, triton.next_power_of_2(group)), "D": d}
         padded["D_PADDED"] = max(16, triton.next_power_of_2(d))

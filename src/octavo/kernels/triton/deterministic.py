@@ -24,7 +24,8 @@ from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.ops import Ops
-from octavo.kernels.triton import matmul, prefill_attention
+from octavo.kernels.packed import Operand, PackedWeight
+from octavo.kernels.triton import experts, matmul, prefill_attention, quantized
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.prefill_attention import PrefillSettings
@@ -50,8 +51,14 @@ class DeterministicPlan(TritonPlan):
 class DeterministicOps(TritonOps):
     """`TritonOps` with one order for each sum. One object serves one thread."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, PackedWeight):
+            return quantized.linear_in_one_order(x, weight, bias)
         return matmul.linear(x, weight, bias)
+
+    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        tile = experts.choose(1, len(down), x.dtype)  # that of a single token, which wastes least where a row decodes
+        return experts.experts(x, gate_up, down, weights, ids, tile)
 
     # What the faster backend fuses is put together of its parts again.
     add_norm_linear = Ops.add_norm_linear

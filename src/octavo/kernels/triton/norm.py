@@ -42,13 +42,15 @@ def _rms_norm(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < num_rows) & (column < H)
+    trigger(PDL and EARLY)
     w = tl.load(weight + column, mask=mask, other=0.0)
     wait(PDL)
-    trigger(PDL)
+    trigger(PDL and not EARLY)
     values = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * H + column, _normalise(values, w, eps, H), mask=mask)
 
@@ -66,36 +68,39 @@ def _add_rms_norm(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < num_rows) & (column < H)
     offsets = row * H + column
+    trigger(PDL and EARLY)
     w = tl.load(weight + column, mask=mask, other=0.0)
     wait(PDL)
-    trigger(PDL)
+    trigger(PDL and not EARLY)
     values = tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
     values += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(total + offsets, values, mask=mask)
     tl.store(out + offsets, _normalise(values, w, eps, H), mask=mask)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False, early: bool = False) -> Tensor:
     """``x / sqrt(mean(x²) + eps) * weight`` over the last dimension of ``x [..., H]``; sums are float32.
 
-    ``weight [H]``; the result is a new contiguous tensor in x's dtype. ``pdl``: see `pdl`.
+    ``weight [H]``; the result is a new contiguous tensor in x's dtype. ``pdl``: see `pdl`. ``early``: the next kernel
+    may begin before x is known, to ask for its weights meanwhile.
     """
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if len(rows):
         grid, tile = _tiling(*rows.shape)
-        _rms_norm[grid](rows, weight, out, len(rows), rows.stride(0), eps, PDL=pdl, launch_pdl=pdl, **tile)
+        _rms_norm[grid](rows, weight, out, len(rows), rows.stride(0), eps, PDL=pdl, EARLY=early, launch_pdl=pdl, **tile)
     return out
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, pdl: bool = False
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, pdl: bool = False, early: bool = False
 ) -> tuple[Tensor, Tensor]:
     """``(rms_norm(x + residual), x + residual)`` of ``x, residual [T, H]``, the first in x's dtype, the sum float32.
 
@@ -105,7 +110,7 @@ def add_rms_norm(
     total = residual if residual.dtype == torch.float32 else torch.empty_like(residual, dtype=torch.float32)
     if len(x):
         grid, tile = _tiling(*x.shape)
-        _add_rms_norm[grid](x, residual, weight, total, x, len(x), eps, PDL=pdl, launch_pdl=pdl, **tile)
+        _add_rms_norm[grid](x, residual, weight, total, x, len(x), eps, PDL=pdl, EARLY=early, launch_pdl=pdl, **tile)
     return x, total
 
 

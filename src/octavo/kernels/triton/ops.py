@@ -8,12 +8,34 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.packed import Operand, PackedWeight
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
-from octavo.kernels.triton import activations, compiling, embedding, logprobs, matvec, norm, rotary, sampling
+from octavo.kernels.triton import (
+    activations,
+    compiling,
+    embedding,
+    experts,
+    layer_norm,
+    logprobs,
+    matvec,
+    norm,
+    quantized,
+    quantized_blocks,
+    quantized_pack,
+    rotary,
+    routing,
+    sampling,
+    small_matmul,
+)
 from octavo.kernels.triton.attention import PagedAttention
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.pdl import use_pdl
+from octavo.kernels.triton.small_matmul import SmallProducts
+
+EARLY_NORMS = 128
+"""For so many tokens the product behind a norm is better off loading weights before the norm has begun (measured on an
+H100, in a layer's chain of kernels)."""
 
 
 class TritonOps(ReferenceOps):
@@ -24,7 +46,9 @@ class TritonOps(ReferenceOps):
 
     def __init__(self) -> None:
         super().__init__()
-        self._attention: PagedAttention | None = None  # made with the first plan, which knows the device
+        # Made with the first plan, which knows the device.
+        self._attention: PagedAttention | None = None
+        self._products: SmallProducts | None = None
 
     def compile_only(self, device: torch.device) -> AbstractContextManager[object]:
         return compiling.compile_only(device) if device.type == "cuda" else nullcontext()
@@ -33,17 +57,27 @@ class TritonOps(ReferenceOps):
         return embedding.embedding(ids, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return norm.rms_norm(x, weight, eps, pdl=use_pdl(x.device))
+        return norm.rms_norm(x, weight, eps, pdl=use_pdl(x.device), early=len(x) <= EARLY_NORMS)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return norm.add_rms_norm(x, residual, weight, eps, pdl=use_pdl(x.device))
+        return norm.add_rms_norm(x, residual, weight, eps, pdl=use_pdl(x.device), early=len(x) <= EARLY_NORMS)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return activations.silu_mul(gate_up, pdl=use_pdl(gate_up.device))
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def pack_linear(self, weight: Operand) -> Operand:
+        return quantized_pack.pack(weight)
+
+    def multiplies(self, kind: str) -> bool:
+        return kind in quantized_blocks.KINDS
+
+    def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, PackedWeight):
+            return quantized.linear(x, weight, bias)
         if matvec.fits(x, weight):
             return matvec.linear(x, weight, bias)
+        if self._products is not None and small_matmul.fits(x, weight):
+            return self._products.linear(x, weight, bias)
         return super().linear(x, weight, bias)
 
     def add_norm_linear(
@@ -52,9 +86,12 @@ class TritonOps(ReferenceOps):
         residual: Tensor | None,
         norm_weight: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Operand,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if isinstance(weight, PackedWeight):
+            fused = quantized.add_norm_linear(x, residual, norm_weight, eps, weight, bias)
+            return fused or super().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
         if matvec.fits(x, weight, norm=True):
             return matvec.add_norm_linear(x, residual, norm_weight, eps, weight, bias)
         return super().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
@@ -65,12 +102,32 @@ class TritonOps(ReferenceOps):
         residual: Tensor | None,
         norm_weight: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Operand,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if isinstance(weight, PackedWeight):
+            fused = quantized.add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
+            return fused or super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
         if matvec.fits(x, weight, norm=True):
             return matvec.add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
+        if self._products is not None and small_matmul.fits(x, weight, gated=True):
+            normed, residual = self._add_norm(x, residual, norm_weight, eps)
+            return self._products.gate_up(normed, weight, bias), residual
         return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
+
+    def gelu_mul(self, gate_up: Tensor, *, approximate: bool) -> Tensor:
+        return activations.gelu_mul(gate_up, approximate=approximate, pdl=use_pdl(gate_up.device))
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return layer_norm.add_layer_norm(x, residual, weight, bias, eps, pdl=use_pdl(x.device))
+
+    def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+        return routing.top_experts(logits, k, normalise=normalise)
+
+    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        return experts.experts(x, gate_up, down, weights, ids)
 
     def rotate_and_store(
         self,
@@ -88,6 +145,7 @@ class TritonOps(ReferenceOps):
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
         if self._attention is None:
             self._attention = PagedAttention(batch.token_ids.device)
+            self._products = SmallProducts(batch.token_ids.device)
         return TritonPlan(batch)
 
     def attention(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ModelError
-from octavo.quantization import ggml_blocks as blocks
+from octavo.ggml import formulas as blocks
 
 CHUNK_WEIGHTS = 1 << 15
 """Weights expanded at a time: the float32 result (128 KiB) and its temporaries stay in a core's cache, and
@@ -36,6 +36,20 @@ class BlockType:
         return 8 * self.type_size / self.block_size
 
 
+def _by_package(name: str) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The expansion of a rare type. Most of these take their weights from code books of some kilobytes, which the
+    ``gguf`` package has.
+    """
+
+    def expand(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+        from gguf import GGMLQuantizationType, quants
+
+        with np.errstate(all="ignore"):
+            return quants.dequantize(packed, GGMLQuantizationType[name])
+
+    return expand
+
+
 BLOCK_TYPES: dict[str, BlockType] = {
     kind.name: kind
     for kind in (
@@ -54,6 +68,22 @@ BLOCK_TYPES: dict[str, BlockType] = {
         BlockType("Q6_K", 14, 256, 210, blocks.q6_k),
         BlockType("IQ4_NL", 20, 32, 18, blocks.iq4_nl),
         BlockType("IQ4_XS", 23, 256, 136, blocks.iq4_xs),
+        *(
+            BlockType(name, number, size, type_size, _by_package(name))
+            for name, number, size, type_size in (
+                ("IQ1_S", 19, 256, 50),
+                ("IQ1_M", 29, 256, 56),
+                ("IQ2_XXS", 16, 256, 66),
+                ("IQ2_XS", 17, 256, 74),
+                ("IQ2_S", 22, 256, 82),
+                ("IQ3_XXS", 18, 256, 98),
+                ("IQ3_S", 21, 256, 110),
+                ("TQ1_0", 34, 256, 54),
+                ("TQ2_0", 35, 256, 66),
+                ("MXFP4", 39, 32, 17),
+                ("NVFP4", 40, 64, 36),
+            )
+        ),
     )
 }
 """Name -> type, for all types that can be read."""
@@ -62,9 +92,7 @@ BLOCK_TYPES_BY_ID = {kind.ggml_id: kind for kind in BLOCK_TYPES.values()}
 """GGML's number -> type."""
 
 UNREADABLE_TYPES = {
-    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
-    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
-    39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 41: "Q1_0",
 }  # fmt: skip
 """GGML's number -> name, for types that exist and cannot be read, so that an error can name them."""
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from octavo.errors import ModelError
-from octavo.quantization import ggml
-from octavo.quantization.ggml import (
+from octavo.ggml import block_types as ggml
+from octavo.ggml.block_types import (
     BLOCK_TYPES,
     BLOCK_TYPES_BY_ID,
     UNREADABLE_TYPES,

@@ -1,0 +1,61 @@
+"""Memory for weights, in huge pages where the system has them.
+
+A core reads 1.7 times as fast from them: it looks up an address 512 times less often. A matrix of a small model is
+smaller than one of them, so that matrices share.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+CHUNK = 64 << 20
+"""Bytes asked of the system at once. What nobody has written to takes no memory."""
+
+ALIGNMENT = 64
+
+
+class Arena:
+    """Gives stretches of large pieces of memory. A piece goes back to the system when none of its tensors is left."""
+
+    def __init__(self) -> None:
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int) -> Tensor:
+        """uint8 ``[size]``, aligned to a cache line. Raises ``MemoryError``."""
+        padded = -(-size // ALIGNMENT) * ALIGNMENT
+        if padded > len(self._rest):
+            self._rest = _huge_pages(max(padded, CHUNK))
+        taken, self._rest = self._rest[:size], self._rest[padded:]
+        return taken
+
+
+class Scratch:
+    """Memory that is used again in each call, grows and is kept. It serves one thread."""
+
+    def __init__(self) -> None:
+        self._size, self._address = 0, 0
+
+    def take(self, size: int) -> int:
+        """The address of ``size`` bytes, aligned to a cache line; what was there before is lost."""
+        if size > self._size:
+            self._memory = torch.empty(size + size // 4 + ALIGNMENT, dtype=torch.uint8)
+            self._size = size + size // 4
+            self._address = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+        return self._address
+
+
+def _huge_pages(size: int) -> Tensor:
+    try:
+        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+            return torch.empty(size, dtype=torch.uint8)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
+    except OSError as error:
+        raise MemoryError(str(error)) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

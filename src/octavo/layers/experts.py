@@ -1,0 +1,72 @@
+"""The feed-forward layer as a mixture of experts (arXiv:1701.06538, 2401.04088): each token goes through a few of many.
+
+A shard has a part of every expert's intermediate features. Weights of all experts are one tensor, so that a kernel
+finds an expert by its number.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from octavo.config import ExpertsConfig, ModelConfig
+from octavo.errors import ModelError
+from octavo.layers.build import Build
+from octavo.layers.norm import Norm
+from octavo.layers.weight import ALL, Place, Weight
+
+
+class Router(nn.Module):
+    """Chooses each token's experts: ``x [T, H]`` to weights and numbers ``[T, k]``. Every shard has all of it."""
+
+    def __init__(self, build: Build, hidden: int, experts: ExpertsConfig) -> None:
+        super().__init__()
+        self.ops, self.experts = build.ops, experts
+        shape = (experts.count, hidden)
+        self.weight = Weight(build, shape, [Place(shape)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.ops.linear(x, self.weight)
+        return self.ops.top_experts(logits, self.experts.per_token, normalise=self.experts.normalise)
+
+
+class ExpertsWeight(nn.Module):
+    """Matrices of all experts, one above the other: ``[E * rows, columns]``. Not quantized when loaded."""
+
+    def __init__(self, build: Build, shape: tuple[int, int], places: list[Place]) -> None:
+        super().__init__()
+        self.weight = Weight(build, shape, places)
+
+
+class ExpertsMLP(nn.Module):
+    """The sum of ``p * down(silu(gate(y)) * up(y))`` over y's experts, with ``y = norm(x + residual)``."""
+
+    def __init__(self, build: Build, config: ModelConfig) -> None:
+        super().__init__()
+        if (experts := config.experts) is None or config.hidden_act != "silu":
+            raise ModelError(f"no experts, or experts with {config.hidden_act}; experts with silu were expected")
+        part = build.shard.part(experts.size, "intermediate features of an expert")
+        hidden, size, count = config.hidden_size, part.stop - part.start, experts.count
+        self.ops, self.shard, self.count = build.ops, build.shard, count
+        self.gate = Router(build, hidden, experts)
+        self.gate_up_proj = ExpertsWeight(build, (2 * count * size, hidden), _gate_up(experts, hidden, part))
+        self.down_proj = ExpertsWeight(build, (count * hidden, size), _down(experts, hidden, part))
+
+    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+        """The layer's result, and ``x + residual``."""
+        x, residual = norm.add(x, residual)
+        weights, ids = self.gate(x)
+        gate_up, down = (w.view(self.count, -1, w.shape[1]) for w in (self.gate_up_proj.weight, self.down_proj.weight))
+        return self.shard.all_reduce(self.ops.experts(x, gate_up, down, weights, ids)), residual
+
+
+def _gate_up(experts: ExpertsConfig, hidden: int, part: slice) -> list[Place]:
+    """For each expert the gate's rows, then those of the values."""
+    size = part.stop - part.start
+    names = [f"experts.{e}.{name}" for e in range(experts.count) for name in ("gate_proj", "up_proj")]
+    rows = (slice(i * size, (i + 1) * size) for i in range(len(names)))
+    return [Place((experts.size, hidden), (part,), r, name) for r, name in zip(rows, names, strict=True)]
+
+
+def _down(experts: ExpertsConfig, hidden: int, part: slice) -> list[Place]:
+    rows = (slice(e * hidden, (e + 1) * hidden) for e in range(experts.count))
+    return [Place((hidden, experts.size), (ALL, part), r, f"experts.{e}.down_proj") for e, r in enumerate(rows)]

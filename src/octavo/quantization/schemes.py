@@ -1,0 +1,78 @@
+"""The ways to quantize a weight on load or export, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.errors import UsageError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How a matrix is quantized.
+
+    Attributes:
+        name: as the user says it.
+        kind: "int8", "int4" or "fp8".
+        group: inputs of an output that share a scale; None: all of them.
+        fine_below: a matrix with fewer inputs has groups of ``FINE``.
+        rows: outputs that share a scale; None: all of them.
+        quantizes_input: what the matrix is multiplied with is rounded, too, when it is multiplied.
+        head: name of the scheme for the matrix that makes logits, None: this one.
+    """
+
+    name: str
+    kind: str
+    group: int | None = None
+    fine_below: int = 0
+    rows: int | None = 1
+    quantizes_input: bool = False
+    head: str | None = None
+
+    @property
+    def for_head(self) -> Scheme:
+        """How the matrix that makes logits is quantized."""
+        return self if self.head is None else SCHEMES[self.head]
+
+    def group_for(self, k: int) -> int | None:
+        """The group for ``k`` inputs: the scheme's own, or the next smaller one that divides ``k``; ``k`` where all
+        share a scale. None: the scheme does not fit.
+        """
+        if self.kind == "fp8":
+            return k if self.group is None else self.group  # a last block may be smaller
+        if self.group is None:
+            return k
+        most = FINE if k < self.fine_below else self.group
+        smaller = (group for group in GROUPS if group <= most and k % group == 0)
+        return next(smaller, k if self.kind == "int8" else None)
+
+
+GROUPS = (128, 64, 32, 16)
+"""Sizes of a group, from the largest."""
+
+FINE = 32
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(name="int8", kind="int8"),
+        *(Scheme(name=f"int8-g{group}", kind="int8", group=group) for group in GROUPS[:3]),
+        Scheme(name="w8a8", kind="int8", quantizes_input=True),
+        Scheme(name="fp8", kind="fp8"),
+        Scheme(name="fp8-tensor", kind="fp8", rows=None),
+        Scheme(name="fp8-block", kind="fp8", group=128, rows=128),
+        Scheme(name="fp8-w8a8", kind="fp8", quantizes_input=True),
+        Scheme(name="int4", kind="int4", group=128, fine_below=2048, head="int8"),
+        *(Scheme(name=f"int4-g{group}", kind="int4", group=group, head="int8") for group in GROUPS[:3]),
+    )
+}
+"""Name -> scheme. ``octavo.config.QUANTIZATIONS`` has the same names, for who may not load this."""
+
+
+def scheme(name: str) -> Scheme:
+    """The scheme of that name. Raises ``UsageError`` for another, which lists them."""
+    if name not in SCHEMES:
+        raise UsageError(
+            f"quantization {name!r} is not supported{nearest(name, SCHEMES)}; accepted: {', '.join(SCHEMES)}"
+        )
+    return SCHEMES[name]

@@ -1,0 +1,270 @@
+"""The C products with quantized weights against float64, compiled for several sets of instructions."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.ggml.block_types import BLOCK_TYPES
+from octavo.kernels.cpu import build
+from octavo.kernels.cpu.ops import CpuOps
+from octavo.kernels.cpu.panels import BLOCK_FORMS, Panels
+from octavo.kernels.cpu.quantized import QuantizedProducts
+from octavo.kernels.cpu.rounded import RoundedPanels
+from octavo.kernels.packed import BlockWeight, Fp8Weight, Int4Weight, Int8Weight, Operand, PackedWeight, StackedWeight
+from octavo.kernels.reference import quantized as reference
+from octavo.quantization.pack import quantize
+
+pytestmark = pytest.mark.skipif(build.load_library() is None, reason="no C compiler")
+
+SETS = ("native", "x86-64-v4", "x86-64-v3", "x86-64")
+NEEDS = {"x86-64-v4": "avx512dq", "x86-64-v3": "fma"}
+ROWS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 25, 33, 64, 65, 130)
+SCHEMES = ("int8", "int8-g128", "int8-g32", "int4", "int4-g32", "fp8", "fp8-tensor", "fp8-block")
+NUMBERS_AT = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q6_K": (208,)}
+FP8 = torch.float8_e4m3fn
+ONE = torch.ones(1, 1)
+
+
+@pytest.fixture(scope="session", params=SETS)
+def products(request, tmp_path_factory) -> QuantizedProducts:
+    """The kernels compiled for the processor itself, or as for an older one."""
+    return QuantizedProducts(_library(request.param, tmp_path_factory.mktemp("native")))
+
+
+def _library(name: str, folder) -> ctypes.CDLL:
+    if name == "native":
+        return build.load_library()
+    if platform.machine() != "x86_64" or NEEDS.get(name, "") not in build._processor():
+        pytest.skip("another processor")
+    made = folder / f"{name}.so"
+    sources = [build.SOURCES / file for file in ("pack.c", "product.c", "product8.c")]
+    command = [shutil.which("cc") or "gcc", *build.FLAGS, f"-march={name}", "-shared", "-o", made, *sources, "-lm"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("the compiler does not know these instructions")
+    return ctypes.CDLL(str(made))
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def blocks(kind: str, n: int, k: int, size: float = 0.01) -> BlockWeight:
+    """Random bytes; the float16 numbers in them of about ``size``."""
+    block = BLOCK_TYPES[kind]
+    random = np.random.default_rng(n * k)
+    data = random.integers(0, 256, (n, k // block.block_size, block.type_size), dtype=np.uint8)
+    for at in NUMBERS_AT.get(kind, (0,)):
+        numbers = (random.uniform(-1, 1, (n, k // block.block_size, 1)) * size).astype(np.float16)
+        data[:, :, at : at + 2] = numbers.view(np.uint8)
+    rows = torch.from_numpy(data.reshape(n, -1))
+    return BlockWeight(kind=kind, blocks=rows, block_size=block.block_size, type_size=block.type_size)
+
+
+def close(found: Tensor, x: Tensor, weight: Operand, bias: Tensor | None = None) -> None:
+    """Within float32's rounding of the sum's terms, then within one rounding to the result's dtype."""
+    matrix = reference.dequantize(weight, torch.float32).double()
+    exact = x.double() @ matrix.T + (0 if bias is None else bias.double())
+    error = 4e-6 * (x.double().abs() @ matrix.abs().T) + 1e-30
+    if found.dtype is torch.bfloat16:
+        error = error + exact.abs() * 2**-8
+    assert found.shape == exact.shape
+    assert ((found.double() - exact).abs() <= error).all()
+
+
+def check(products: QuantizedProducts, weight: PackedWeight, rows=ROWS) -> None:
+    panels = products.pack(weight)
+    assert isinstance(panels, Panels)
+    assert panels.shape == weight.shape
+    for count in rows:
+        for dtype in (torch.bfloat16, torch.float32):
+            x = randn(count, weight.shape[1], seed=count).to(dtype)
+            close(products.linear(x, panels, None), x, weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_schemes(products, scheme):
+    check(products, quantize(randn(37, 256) * 0.02, scheme))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
+def test_what_a_matrix_remembers_does_not_grow_with_the_row_counts(products, scheme):
+    weight = quantize(randn(37, 256) * 0.02, scheme)
+    panels = products.pack(weight)
+    for count in reversed(range(1, 131)):
+        x = randn(count, 256, seed=count)
+        close(products.linear(x, panels, None), x, weight)
+    assert len(panels.scratch) <= 9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_scratch_for_more_rows_is_enough_for_fewer(products, dtype):
+    for weight in (quantize(randn(37, 256), "int4-g32"), quantize(randn(37, 264), "int8"), blocks("Q4_K", 37, 256)):
+        panels, measure = products.pack(weight), products._exact._scratch
+        form = ctypes.addressof(panels.form)
+        sizes = [measure(form, rows, dtype is torch.bfloat16, False, 2) for rows in range(1, 300)]
+        assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("kind", BLOCK_FORMS)
+def test_block_types(products, kind):
+    check(products, blocks(kind, 37, 256))
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 16), (5, 48), (16, 64), (257, 96), (48, 1056)])
+def test_shapes(products, n, k):
+    """Inputs that are no multiple of a chunk or a group, outputs that fill no panel."""
+    check(products, quantize(randn(n, k), "int8"), rows=(1, 3, 14))
+    check(products, quantize(randn(n, k), "int4-g32"), rows=(1, 3, 14))
+    check(products, quantize(randn(n, k), "fp8-block"), rows=(1, 3, 14))
+    if k % 32 == 0:
+        check(products, blocks("Q5_1", n, k), rows=(1, 3, 14))
+
+
+def test_inputs_that_fill_no_tile(products):
+    weight = Int8Weight(values=torch.arange(-60, 60, dtype=torch.int8).view(8, 15), scales=torch.rand(8, 1))
+    check(products, weight, rows=(1, 2, 13))
+    values = torch.randint(0, 256, (4, 9), dtype=torch.uint8)
+    check(products, Int4Weight(values=values, scales=torch.rand(4, 1)), rows=(1, 2, 13))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_int4(products, dtype, zeros, ordered):
+    """Zeros that are not whole, scales of any dtype, columns of x in another order."""
+    n, k, group = 20, 192, 64
+    weight = Int4Weight(
+        values=torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+        scales=(randn(n, k // group, seed=2) * 0.1).to(dtype),
+        zeros=(randn(n, k // group, seed=3) * 3 + 8).to(dtype) if zeros else None,
+        order=torch.randperm(k, generator=torch.Generator().manual_seed(4)).int() if ordered else None,
+    )
+    check(products, weight, rows=(1, 2, 8, 13, 40))
+
+
+def test_every_code(products):
+    """All int8 numbers, -128 too, and all of float8: what they give with unit vectors are the numbers."""
+    codes = torch.arange(-128, 128, dtype=torch.int8).view(16, 16)
+    float8 = codes.clone()
+    float8[[7, 15], 15] = 0  # its two NaN
+    for weight, expected in (
+        (Int8Weight(values=codes, scales=torch.ones(16, 1)), codes.float()),
+        (Fp8Weight(values=float8.view(FP8), scales=torch.ones(1, 1), block=(16, 16)), float8.view(FP8).float()),
+    ):
+        found = products.linear(torch.eye(16), products.pack(weight), None)
+        assert torch.equal(found.T, expected)
+
+
+def test_a_nan_of_float8_is_one(products):
+    weight = Fp8Weight(values=torch.tensor([[127], [-1], [1]], dtype=torch.int8).view(FP8), scales=ONE, block=(3, 1))
+    found = products.linear(torch.ones(1, 1), products.pack(weight), None)
+    assert found.isnan().tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("count", [1, 4, 14])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_is_not_finite_stays_in_its_row(products, count, value, dtype):
+    for weight in (blocks("Q4_1", 20, 64), quantize(randn(20, 64), "int8"), quantize(randn(20, 64), "w8a8")):
+        x = randn(count, 64).to(dtype)
+        panels = products.pack(weight)
+        clean = products.linear(x, panels, None)
+        x[-1, 5] = value
+        found = products.linear(x, panels, None)
+        assert torch.equal(found[:-1], clean[:-1])
+        assert not found[-1].isfinite().any() or isinstance(weight, BlockWeight)
+        assert not found[-1].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1e-7, 6.5e4])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_1"])
+def test_extreme_scales(products, kind, size):
+    """Subnormal and the largest float16 numbers."""
+    check(products, blocks(kind, 19, 64, size), rows=(1, 8, 20))
+
+
+def test_extreme_scales_of_int8(products):
+    weight = quantize(randn(18, 64), "int8-g32")
+    for factor in (1e-30, 1e30):
+        check(products, replace(weight, scales=weight.scales * factor), rows=(1, 8, 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "int4-g32", "fp8-w8a8"])
+def test_bias_and_layout(products, dtype, scheme):
+    """A bias; x of three dimensions, and one whose rows are not neighbours; float16."""
+    weight, bias = quantize(randn(21, 64), scheme), randn(21, seed=1)
+    panels = products.pack(weight)
+    x = randn(2, 3, 128, seed=2).to(dtype)[..., ::2]
+    for own in (x, x[0, :1], x.half()):
+        found = products.linear(own, panels, bias.to(own.dtype))
+        expected = reference.linear(own, weight, bias.to(own.dtype))
+        assert found.dtype is own.dtype
+        torch.testing.assert_close(found, expected, rtol=2**-7 if own.itemsize == 2 else 1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(1, 16), (37, 256), (48, 100), (16, 4100)])
+def test_rounded_products(products, dtype, n, k):
+    weight = quantize(randn(n, k), "w8a8")
+    weight.values[0, 0] = -128
+    panels = products.pack(weight)
+    assert isinstance(panels, RoundedPanels)
+    for count in ROWS:
+        x = randn(count, k, seed=count).to(dtype)
+        if count > 1:
+            x[1] = 0
+        found, expected = products.linear(x, panels, None), reference.linear(x, weight)
+        torch.testing.assert_close(found, expected, rtol=2**-7 if dtype is torch.bfloat16 else 1e-6, atol=0)
+
+
+def test_half_way_numbers_are_rounded_to_even(products):
+    weight = Int8Weight(values=torch.eye(16, dtype=torch.int8), scales=torch.ones(16, 1), quantizes_input=True)
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5, 63.5, 0.4999, -3, 1e-9, 0, 5, 6]])
+    assert torch.equal(products.linear(x, products.pack(weight), None), x.round())
+
+
+def test_an_empty_matrix_stays_as_it_is(products):
+    weight = Int8Weight(values=torch.empty(0, 16, dtype=torch.int8), scales=torch.empty(0, 1))
+    assert products.pack(weight) is weight
+
+
+def test_groups_that_are_no_tiles_stay_as_they_are(products):
+    weight = Int8Weight(values=torch.ones(4, 24, dtype=torch.int8), scales=torch.ones(4, 3))
+    assert products.pack(weight) is weight
+
+
+def test_the_backend_takes_every_form():
+    """Also those that it has no panels for, and stacks of any of them."""
+    ops = CpuOps()
+    odd = Int8Weight(values=torch.ones(4, 64, dtype=torch.int8), scales=torch.ones(4, 8))
+    parts = (randn(7, 64).bfloat16(), quantize(randn(5, 64), "int4-g32"), odd, blocks("Q5_0", 3, 64))
+    stack = StackedWeight(parts=parts)
+    x, bias = randn(3, 64).bfloat16(), randn(19, seed=1).bfloat16()
+    for weight in (*parts, stack):
+        own = bias[: weight.shape[0]]
+        found = ops.linear(x, ops.pack_linear(weight), own)
+        torch.testing.assert_close(found, reference.linear(x, weight, own), rtol=2**-6, atol=2e-2)
+
+
+def test_the_backend_works_without_a_compiler(monkeypatch):
+    monkeypatch.setattr("octavo.kernels.cpu.ops.load_library", lambda: None)
+    ops, weight, x = CpuOps(), blocks("Q4_K", 5, 256), randn(2, 256)
+    assert not ops.multiplies("Q4_K")
+    assert ops.pack_linear(weight) is weight
+    torch.testing.assert_close(ops.linear(x, weight), reference.linear(x, weight))
+
+
+def test_what_is_packed_takes_little_more_memory():
+    ops = CpuOps()
+    for weight in (quantize(randn(64, 256), "int8"), *(blocks(kind, 64, 512) for kind in BLOCK_FORMS)):
+        assert ops.pack_linear(weight).nbytes <= 1.03 * weight.nbytes
