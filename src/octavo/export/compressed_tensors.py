@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.export.safetensors_file import Slot
-from octavo.kernels.packed import Fp8Weight, Int4Weight, Int8Weight, PackedWeight
-from octavo.quantization.pack import FP8_MAX, quantize
+from octavo.kernels.packed import FP8_MAX, Fp8Weight, Int4Weight, Int8Weight, PackedWeight, pack_nibbles
+from octavo.quantization.pack import quantize
 from octavo.quantization.schemes import Scheme
 
 SUFFIX = ".weight"
@@ -49,8 +49,7 @@ def round_scales(weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> PackedWe
             scales, zeros = _around_zero(_groups(weight, packed.scales), packed.scales.float(), zeros.float())
             scales, whole = _rounded(scales, dtype), zeros.round().clamp(0, 15)
             q = (_groups(weight, scales) / scales[..., None] + whole[..., None]).round_().clamp_(0, 15)
-            pairs = q.to(torch.uint8).view(len(weight), -1, 2)
-            return replace(packed, values=pairs[..., 0] | pairs[..., 1] << 4, scales=scales, zeros=whole)
+            return replace(packed, values=pack_nibbles(q.to(torch.uint8).flatten(1)), scales=scales, zeros=whole)
         case Fp8Weight():
             scales = _rounded(packed.scales, dtype)
             rows, columns = packed.block
@@ -91,7 +90,7 @@ def tensors(packed: PackedWeight, scheme: Scheme, dtype: torch.dtype) -> list[Te
             return [_as_words((packed.values.short() + 128).to(torch.uint8)), packed.scales.to(dtype), shape]
         case Int4Weight(zeros=Tensor() as zeros):
             columns = F.pad(zeros.to(torch.uint8), (0, 0, 0, len(zeros) % 2)).T
-            words = _as_words(columns[:, ::2] | columns[:, 1::2] << 4).T.contiguous()
+            words = _as_words(pack_nibbles(columns)).T.contiguous()
             return [_as_words(packed.values), packed.scales.to(dtype), shape, words]
     raise TypeError(f"{type(packed).__name__} has no layout in compressed-tensors")
 

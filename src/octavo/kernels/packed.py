@@ -176,3 +176,13 @@ class StackedWeight(PackedWeight):
 
 Operand: TypeAlias = Tensor | PackedWeight
 """What ``Ops.linear`` multiplies with. A backend's own forms are subclasses of `PackedWeight`, too."""
+
+
+def pack_nibbles(values: Tensor) -> Tensor:
+    """``values`` uint8 ``[N, K]`` of 0 to 15 -> uint8 ``[N, K / 2]``, the even column in the low half."""
+    return values[:, ::2] | values[:, 1::2] << 4
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`."""
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.errors import ModelError
-from octavo.kernels.packed import FP8_MAX, Fp8Weight, Int4Weight, Int8Weight, PackedWeight
+from octavo.kernels.packed import FP8_MAX, Fp8Weight, Int4Weight, Int8Weight, PackedWeight, pack_nibbles
 from octavo.quantization import memory
 from octavo.quantization.round_int4 import round_groups
 from octavo.quantization.schemes import Scheme
 from octavo.quantization.schemes import scheme as scheme_named
-from octavo.quantization.stored_integers import pack_nibbles
 
 CHUNKS = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Weights in work at a time, by device: 256 KiB of float32 and some temporaries of that size stay in a core's cache; a

@@ -9,17 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
-from octavo.kernels.packed import Int4Weight, Int8Weight, Operand
-
-
-def pack_nibbles(values: Tensor) -> Tensor:
-    """``values`` uint8 ``[N, K]`` of 0 to 15 -> uint8 ``[N, K / 2]``, the even column in the low half."""
-    return values[:, ::2] | values[:, 1::2] << 4
-
-
-def unpack_nibbles(packed: Tensor) -> Tensor:
-    """The inverse of `pack_nibbles`."""
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+from octavo.kernels.packed import Int4Weight, Int8Weight, Operand, pack_nibbles, unpack_nibbles
 
 
 def as_bytes(words: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from octavo.kernels.packed import (
     Operand,
     PackedWeight,
     StackedWeight,
+    unpack_nibbles,
 )
 from octavo.kernels.packed_parts import take_rows
 
@@ -128,8 +129,7 @@ def _by_groups(values: Tensor, scales: Tensor) -> Tensor:
 
 
 def _int4(weight: Int4Weight) -> Tensor:
-    q = torch.stack((weight.values & 15, weight.values >> 4), dim=-1).flatten(1)
-    groups = q.float().unflatten(1, (weight.scales.shape[1], -1))
+    groups = unpack_nibbles(weight.values).float().unflatten(1, (weight.scales.shape[1], -1))
     zeros = 8.0 if weight.zeros is None else weight.zeros.float()[..., None]
     values = ((groups - zeros) * weight.scales.float()[..., None]).flatten(1)
     return values if weight.order is None else torch.empty_like(values).index_copy_(1, weight.order.long(), values)

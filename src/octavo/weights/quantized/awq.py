@@ -73,7 +73,8 @@ class Awq(Scheme):
 
 def _columns(words: Tensor) -> Tensor:
     """int32 ``[R, N / 8]`` -> the numbers in their order, uint8 ``[R, N]``."""
-    from octavo.quantization.stored_integers import as_bytes, unpack_nibbles
+    from octavo.kernels.packed import unpack_nibbles
+    from octavo.quantization.stored_integers import as_bytes
 
     nibbles = unpack_nibbles(as_bytes(words).flatten(1)).unflatten(1, (-1, 8))
     return nibbles[..., list(ORDER)].flatten(1)
@@ -83,7 +84,7 @@ def _transposed(words: Tensor) -> Tensor:
     """int32 ``[K, N / 8]`` -> uint8 ``[N, K / 2]``, some outputs at a time."""
     import torch
 
-    from octavo.quantization.stored_integers import pack_nibbles
+    from octavo.kernels.packed import pack_nibbles
 
     step = max(1, CHUNK // 8 // max(1, words.shape[0]))
     return torch.cat([pack_nibbles(_columns(part).T.contiguous()) for part in words.split(step, dim=1)])

@@ -133,7 +133,8 @@ class CompressedTensors(Scheme):
 
     def _packed_zeros(self, parts: Parts, scales: Tensor, bits: int) -> Tensor | None:
         """uint8 ``[N, G]``. Other than the numbers, zeros are packed along the rows."""
-        from octavo.quantization.stored_integers import as_bytes, unpack_nibbles
+        from octavo.kernels.packed import unpack_nibbles
+        from octavo.quantization.stored_integers import as_bytes
 
         if "weight_zero_point" not in parts:
             return None

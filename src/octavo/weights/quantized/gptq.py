@@ -94,7 +94,8 @@ class Gptq(Scheme):
         """uint8 ``[N, G]``."""
         import torch
 
-        from octavo.quantization.stored_integers import as_bytes, unpack_nibbles
+        from octavo.kernels.packed import unpack_nibbles
+        from octavo.quantization.stored_integers import as_bytes
 
         bits = self._bits(parts)
         words = parts.read("qzeros", ("I32",), (groups, parts.shape("qzeros")[1]))
