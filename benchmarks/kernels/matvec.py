@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from products import EPS, MODELS, ROTATED_BYTES, Product
 from torch import Tensor
 
 from octavo.kernels.triton import matvec
@@ -28,45 +29,7 @@ from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT
 
 OPS = TritonOps()
-BYTES_PER_US = 3.09e6
-ROTATED_BYTES = 200 << 20
-EPS = 1e-5
 
-
-@dataclass(frozen=True)
-class Product:
-    """``[n, k]`` weights, twice that if gated; ``norm``: with the residual added and the norm before it."""
-
-    name: str
-    n: int
-    k: int
-    norm: bool = False
-    gated: bool = False
-
-    @property
-    def rows(self) -> int:
-        return self.n * (1 + self.gated)
-
-    @property
-    def floor(self) -> float:
-        return self.rows * self.k * 2 / BYTES_PER_US
-
-
-def model(h: int, qkv: int, o: int, i: int, vocab: int) -> list[Product]:
-    return [
-        Product("qkv", qkv, h, norm=True),
-        Product("o", h, o),
-        Product("gate/up", i, h, norm=True, gated=True),
-        Product("down", h, i),
-        Product("head", vocab, h),
-    ]
-
-
-MODELS = {
-    "0.6B": model(1024, 4096, 2048, 3072, 151936),
-    "1B": model(2048, 3072, 2048, 8192, 128256),
-    "8B": model(4096, 6144, 4096, 14336, 128256),
-}
 
 S = Settings
 OTHERS: dict[tuple[str, str], list[Settings]] = {

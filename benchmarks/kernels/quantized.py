@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from products import BYTES_PER_US, EPS, MODELS, ROTATED_BYTES, Product
+
 from helpers_small_weights import random_weight
 from octavo.kernels.packed import Fp8Weight, Int8Weight, PackedWeight
 from octavo.kernels.reference.quantized import dequantize
@@ -41,44 +43,9 @@ from octavo.kernels.triton.quantized_rows import quantize_rows
 from octavo.kernels.triton.quantized_words import WordWeight
 
 OPS = TritonOps()
-BYTES_PER_US = 3.09e6
-ROTATED_BYTES = 200 << 20
-EPS = 1e-5
 RESULTS: dict[str, float | str] = {}
 COMPILING: list[bool] = []
 """Not empty in the first pass, in which kernels are compiled side by side and nothing is computed."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """``[n, k]`` weights, twice that if gated; ``norm``: with the residual added and the norm before it."""
-
-    name: str
-    n: int
-    k: int
-    norm: bool = False
-    gated: bool = False
-
-    @property
-    def rows(self) -> int:
-        return self.n * (1 + self.gated)
-
-
-def model(h: int, qkv: int, o: int, i: int, vocab: int) -> list[Product]:
-    return [
-        Product("qkv", qkv, h, norm=True),
-        Product("o", h, o),
-        Product("gate/up", i, h, norm=True, gated=True),
-        Product("down", h, i),
-        Product("head", vocab, h),
-    ]
-
-
-MODELS = {
-    "0.6B": model(1024, 4096, 2048, 3072, 151936),
-    "1B": model(2048, 3072, 2048, 8192, 128256),
-    "8B": model(4096, 6144, 4096, 14336, 128256),
-}
 
 
 def report(key: str, value: float | str) -> None:

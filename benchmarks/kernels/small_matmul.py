@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from products import EPS, MODELS, ROTATED_BYTES, Product
 from torch import Tensor
 
 from octavo.kernels.triton import activations, norm
@@ -35,52 +36,12 @@ from octavo.kernels.triton.small_matmul import SmallProducts
 from octavo.kernels.triton.small_matmul_settings import DESCRIPTORS, RING, THREADS, Settings
 
 DEVICE = torch.device("cuda")
-BYTES_PER_US = 3.09e6
-ROTATED_BYTES = 200 << 20
-EPS = 1e-5
 TOLERANCE = 1e-2
 """Of two results that are each rounded to bfloat16, and of what a gate makes of them."""
 LOADS = {THREADS: "threads", DESCRIPTORS: "descriptors", RING: "ring"}
 TRIGGERS = {FIRST: "first", AFTER_WAIT: "after wait", AFTER_SUMS: "after sums"}
 
 
-@dataclass(frozen=True)
-class Product:
-    """``[n, k]`` weights, twice that if gated."""
-
-    name: str
-    n: int
-    k: int
-    gated: bool = False
-
-    @property
-    def rows(self) -> int:
-        return self.n * (1 + self.gated)
-
-    @property
-    def floor(self) -> float:
-        return self.rows * self.k * 2 / BYTES_PER_US
-
-    def weight(self) -> Tensor:
-        return torch.randn(self.rows, self.k, device=DEVICE, dtype=torch.bfloat16) * self.k**-0.5
-
-
-def model(h: int, qkv: int, o: int, i: int, vocab: int) -> dict[str, Product]:
-    products = (
-        Product("qkv", qkv, h),
-        Product("o", h, o),
-        Product("gate/up", i, h, gated=True),
-        Product("down", h, i),
-        Product("head", vocab, h),
-    )
-    return {product.name: product for product in products}
-
-
-MODELS = {
-    "0.6B": model(1024, 4096, 2048, 3072, 151936),
-    "1B": model(2048, 3072, 2048, 8192, 128256),
-    "8B": model(4096, 6144, 4096, 14336, 128256),
-}
 LAYER = ("qkv", "o", "gate/up", "down")
 
 
@@ -100,6 +61,10 @@ class Choice:
 
 
 CUBLAS = Choice()
+
+
+def random_weight(product: Product) -> Tensor:
+    return torch.randn(product.rows, product.k, device=DEVICE, dtype=torch.bfloat16) * product.k**-0.5
 
 
 def choices(product: Product, tokens: int) -> list[Choice]:
@@ -151,7 +116,7 @@ class Case:
 
 
 def cases(models: list[str], tokens: list[int]) -> list[Case]:
-    products = [product for name in models for product in MODELS[name].values()]
+    products = [product for name in models for product in MODELS[name]]
     found = [Case(p, t, c) for p in products for t in tokens for c in choices(p, t)]
     return sorted(set(found), key=str)  # cases of the same product and tokens stand together
 
@@ -183,7 +148,7 @@ def check_part(work: list[Case], part: int, parts: int, start: int) -> None:
 def random_operands(product: Product, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """x, the weight and their product."""
     torch.manual_seed(0)
-    x, weight = torch.randn(tokens, product.k, device=DEVICE).bfloat16(), product.weight()
+    x, weight = torch.randn(tokens, product.k, device=DEVICE).bfloat16(), random_weight(product)
     return x, weight, F.linear(x, weight).float()
 
 
@@ -268,8 +233,8 @@ class Layers:
         self.matmul = SmallProducts(DEVICE)
         layer_bytes = sum(products[name].rows * products[name].k * 2 for name in LAYER)
         self.count = max(2, -(-ROTATED_BYTES // layer_bytes))
-        self.weights = {name: [products[name].weight() for _ in range(self.count)] for name in LAYER}
-        self.head = [products["head"].weight() for _ in range(2)]
+        self.weights = {name: [random_weight(products[name]) for _ in range(self.count)] for name in LAYER}
+        self.head = [random_weight(products["head"]) for _ in range(2)]
         h = products["qkv"].k
         self.x = torch.randn(tokens, h, device=DEVICE).bfloat16()
         self.gains = {k: torch.rand(k, device=DEVICE).bfloat16() for k in (h, products["o"].k)}
@@ -442,7 +407,7 @@ def run(args: argparse.Namespace, work: list[Case]) -> None:
             print(f"no time left for {name}, {tokens} tokens")
             continue
         try:
-            layers = Layers(MODELS[name], tokens)
+            layers = Layers({product.name: product for product in MODELS[name]}, tokens)
             search = Search(name, tokens, layers, lambda p, c, t=tokens: Case(p, t, c) not in bad, trials)
             report(search, entries)
         except Exception as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, ModelConfig
 from octavo.errors import OutOfMemoryError, UsageError
 from octavo.execution.batch import BatchState
 from octavo.execution.build_device import build_device_runner
@@ -120,23 +120,23 @@ def choose_packing(config: EngineConfig, ops: Ops) -> Packing:
 def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, progress: bool) -> DecoderModel:
     limit = checkpoint.config.max_position_embeddings
     length = min(config.max_model_len, limit) if config.max_model_len else limit
-    _check_room(checkpoint, build, length, () if config.load_format == "dummy" else checkpoint.tensors())
+    tensors = [] if config.load_format == "dummy" else list(checkpoint.tensors())
+    _check_room(checkpoint.config, build, length, tensors)
     model = build_model(checkpoint.config, build, length)
     if config.load_format == "dummy":
         init_dummy(model, config.seed)
     else:
-        _load(model, checkpoint, progress)
+        _load(model, tensors, progress)
     pack_weights(model)
     if build.packing.scheme is not None and (note := describe_packing(model, build.packing.scheme)):
         warnings.warn(note, stacklevel=2)
     return model.eval()
 
 
-def _check_room(checkpoint: Checkpoint, build: Build, length: int, tensors: Iterable[LazyTensor]) -> None:
+def _check_room(config: ModelConfig, build: Build, length: int, tensors: Sequence[LazyTensor]) -> None:
     """Raise ``OutOfMemoryError`` before anything is allocated that does not fit: systems lend memory that they do not
     have, and kill whoever uses it. ``tensors``: what will be loaded.
     """
-    config = checkpoint.config
     try:
         empty = build_model(config, replace(build, device=torch.device("meta")), 1)
         weights = loaded_bytes(empty, build.packing, tensors)
@@ -151,8 +151,7 @@ def _check_room(checkpoint: Checkpoint, build: Build, length: int, tensors: Iter
         )
 
 
-def _load(model: DecoderModel, checkpoint: Checkpoint, progress: bool) -> None:
-    tensors = list(checkpoint.tensors())
+def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) -> None:
     total = sum(tensor.nbytes for tensor in tensors)
     bar = tqdm(
         total=total,

@@ -19,9 +19,9 @@ from octavo.execution.prompt_scores import Scores, score_prompts, scores_wanted
 from octavo.execution.sampler import SampledTokens, Sampler
 from octavo.execution.step_input import Rows, Shape, Staging, StepInput
 from octavo.execution.step_result import step_result
-from octavo.execution.transfer import to_device
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.ops import Ops
+from octavo.kernels.transfer import to_device
 from octavo.models.decoder import DecoderModel
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.execution.transfer import to_device
 from octavo.kernels.reference import sampling as ops
+from octavo.kernels.transfer import to_device
 from octavo.sampling_params import SamplingParams
 
 T = TypeVar("T")

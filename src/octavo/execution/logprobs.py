@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from octavo.execution.transfer import to_device
 from octavo.kernels.ops import Ops
 from octavo.kernels.sampling import Logprobs
+from octavo.kernels.transfer import to_device
 
 _CHUNK_BYTES = 64 * 2**20
 

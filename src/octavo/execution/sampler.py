@@ -41,11 +41,11 @@ from octavo.errors import ModelError
 from octavo.execution.logit_edits import ALWAYS, LogitEdits
 from octavo.execution.logprobs import TokenLogprobs, raw_rows, to_host
 from octavo.execution.token_counts import TokenCounts
-from octavo.execution.transfer import to_device
 from octavo.kernels import for_device
 from octavo.kernels.ops import Ops
 from octavo.kernels.reference import sampling as edits
 from octavo.kernels.sampling import PARAM_WORDS, PARAMS, Logprobs
+from octavo.kernels.transfer import to_device
 from octavo.sampling_params import SamplingParams
 
 _COLDEST = 1e-30  # a smaller temperature may be 0 in float32; long before, nothing but the likeliest token is left

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.execution.transfer import to_device
+from octavo.kernels.transfer import to_device
 
 _MIN_ROWS, _MIN_WIDTH = 8, 256
 

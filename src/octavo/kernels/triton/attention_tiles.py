@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import DeviceRows
+from octavo.kernels.transfer import to_device
 
 Kind = Literal["all", "several", "fresh", "cached"]
 """Which rows: all; those of several queries; of these, those without and those with a cached prefix."""
@@ -97,5 +98,4 @@ class DeviceTiles:
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """``array`` as int32 on the device; the host does not wait for the copy."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return to_device(array.astype(np.int32, copy=False), device)

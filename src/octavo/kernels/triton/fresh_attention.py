@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from octavo.kernels.triton.attention_plan import FreshRow, Scores
+from octavo.kernels.triton.capability import HOPPER, capability
 
 STEP = 1024
 
@@ -20,9 +21,8 @@ STEP = 1024
 def is_supported(q: Tensor, scores: Scores) -> bool:
     """Whether cuDNN computes this, and fast: 16-bit numbers on Hopper, no window, no soft cap."""
     plain = scores.window is None and scores.soft_cap is None
-    if not (plain and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[2] in (64, 128)):
-        return False
-    return torch.cuda.get_device_capability(q.device)[0] == 9
+    fitting = q.dtype in (torch.bfloat16, torch.float16) and q.shape[2] in (64, 128)
+    return plain and fitting and capability(q.device)[0] == HOPPER
 
 
 def attend_whole(q: Tensor, qkv: Tensor, num_kv_heads: int, out: Tensor, row: FreshRow, scale: float) -> None:

@@ -76,7 +76,7 @@ def add_norm_linear(
     """``(linear(rms_norm(x + residual)), x + residual)`` as ``Ops.add_norm_linear``, T <= ``MAX_TOKENS``. Overwrites
     nothing.
     """
-    out, total = x.new_empty(len(x), len(weight)), _new_stream(x, residual)
+    out, total = x.new_empty(len(x), len(weight)), new_stream(x, residual)
     _launch(x, residual, norm_weight, eps, weight, bias, out, total, False, settings)
     return out, x if total is None else total
 
@@ -91,12 +91,13 @@ def add_norm_gate_up(
     settings: Settings | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(silu(gate) * up, x + residual)`` of weight ``[2N, K]``, as ``Ops.add_norm_gate_up``: ``[T, N]``."""
-    out, total = x.new_empty(len(x), len(weight) // 2), _new_stream(x, residual)
+    out, total = x.new_empty(len(x), len(weight) // 2), new_stream(x, residual)
     _launch(x, residual, norm_weight, eps, weight, bias, out, total, True, settings)
     return out, x if total is None else total
 
 
-def _new_stream(x: Tensor, residual: Tensor | None) -> Tensor | None:
+def new_stream(x: Tensor, residual: Tensor | None) -> Tensor | None:
+    """Memory for ``x + residual`` in float32; None if there is no residual, as x is the sum then."""
     return None if residual is None else torch.empty_like(x, dtype=torch.float32)
 
 

@@ -28,7 +28,6 @@ between that triggers only after its own ``wait``: then the writer has ended whe
 
 from __future__ import annotations
 
-import functools
 import os
 
 import torch
@@ -36,18 +35,15 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from octavo.kernels.triton.capability import HOPPER, capability
+
 NEVER, FIRST, AFTER_WAIT, AFTER_SUMS = range(4)
 """When a kernel triggers the next one."""
 
 
 def use_pdl(device: torch.device) -> bool:
     """Whether kernels are launched so on ``device``; the environment variable OCTAVO_PDL=0 says no."""
-    return device.type == "cuda" and os.environ.get("OCTAVO_PDL") != "0" and _has_pdl(device.index)
-
-
-@functools.cache
-def _has_pdl(index: int | None) -> bool:
-    return torch.cuda.get_device_capability(index) >= (9, 0)
+    return capability(device) >= (HOPPER, 0) and os.environ.get("OCTAVO_PDL") != "0"
 
 
 @triton.jit

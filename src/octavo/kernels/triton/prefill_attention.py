@@ -15,7 +15,6 @@ Measured before on an H100 (8192 tokens, 32/8 heads of 128, causal): 399 TFLOP/s
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -27,6 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from octavo.kernels.forward_batch import KVLayer
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.attention_step import Factors, load_rows, load_scales, soft_cap, softmax_step
+from octavo.kernels.triton.capability import HOPPER, capability
 
 
 class PrefillSettings(NamedTuple):
@@ -60,7 +60,7 @@ def settings(
     padded = max(16, triton.next_power_of_2(head_dim))
     if dtype == torch.float32:
         return PrefillSettings(max(32, triton.next_power_of_2(group)), 32 if padded <= 128 else 16, 8, 1)
-    hopper = device.type == "cuda" and _is_hopper(device)
+    hopper = capability(device)[0] == HOPPER
     few = max_queries * group <= 64 and group <= 64 and not deterministic
     block_m = 64 if few else max(128, triton.next_power_of_2(group))
     warps = 4 if few else 8
@@ -71,11 +71,6 @@ def settings(
     if few:
         return PrefillSettings(block_m, 64, warps, 3)
     return PrefillSettings(block_m, 128 if padded > 64 else 64, warps, 3, descriptors=head_dim == padded >= 64)
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 def attend_pages(

@@ -58,7 +58,7 @@ def fits(weight: Int8Weight | Fp8Weight) -> bool:
         return weight.scales.shape[1] == 1
     device = weight.values.device
     shaped = weight.block == (GROUP, GROUP) or weight.block[1] >= weight.shape[1]
-    return shaped and (device.type != "cuda" or converts_fp8(device.index))
+    return shaped and (device.type != "cuda" or converts_fp8(device))
 
 
 def linear(x: Tensor, weight: Int8Weight | Fp8Weight, bias: Tensor | None = None, tile: Tile | None = None) -> Tensor:

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.triton.matvec import new_stream
 from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT, FIRST, trigger, use_pdl, wait
 from octavo.kernels.triton.quantized_dot import dot, quantize
 from octavo.kernels.triton.quantized_words import (
@@ -93,7 +94,7 @@ def add_norm_linear(
     settings: Settings | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(linear(rms_norm(x + residual)), x + residual)`` as ``Ops.add_norm_linear``, of one row. Overwrites nothing."""
-    out, total = x.new_empty(1, weight.shape[0]), _new_stream(x, residual)
+    out, total = x.new_empty(1, weight.shape[0]), new_stream(x, residual)
     _launch(x, residual, norm_weight, eps, weight, bias, out, total, False, settings)
     return out, x if total is None else total
 
@@ -108,13 +109,9 @@ def add_norm_gate_up(
     settings: Settings | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(silu(gate) * up, x + residual)`` of weight ``[2N, K]``, as ``Ops.add_norm_gate_up``: ``[1, N]``."""
-    out, total = x.new_empty(1, weight.shape[0] // 2), _new_stream(x, residual)
+    out, total = x.new_empty(1, weight.shape[0] // 2), new_stream(x, residual)
     _launch(x, residual, norm_weight, eps, weight, bias, out, total, True, settings)
     return out, x if total is None else total
-
-
-def _new_stream(x: Tensor, residual: Tensor | None) -> Tensor | None:
-    return None if residual is None else torch.empty_like(x, dtype=torch.float32)
 
 
 def _launch(

@@ -28,6 +28,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from octavo.kernels.packed import PackedWeight
+from octavo.kernels.triton.capability import capability
 
 INT4, INT8, FP8 = "int4", "int8", "fp8"
 SCALES_ONLY, ZEROS, FLOORS = 0, 1, 2
@@ -80,14 +81,13 @@ def form_of(weight: WordWeight) -> dict[str, object]:
     """What kernels must know of a weight when they are compiled."""
     group, rows = min(weight.group, weight.shape[1]), min(weight.rows, weight.shape[0])
     device = weight.words.device
-    hardware = device.type == "cuda" and (weight.kind != FP8 or converts_fp8(device.index))
+    hardware = device.type == "cuda" and (weight.kind != FP8 or converts_fp8(device))
     return {"KIND": weight.kind, "GROUP": group, "SCALE_ROWS": rows, "MOVE": weight.move, "HARDWARE": hardware}
 
 
-@functools.cache
-def converts_fp8(index: int | None) -> bool:
-    """Whether a GPU has instructions for e4m3."""
-    return torch.cuda.get_device_capability(index) >= (8, 9)
+def converts_fp8(device: torch.device) -> bool:
+    """Whether a device is a GPU with instructions for e4m3."""
+    return capability(device) >= (8, 9)
 
 
 def stages_that_fit(device: torch.device, wanted: int, stage_bytes: int) -> int:

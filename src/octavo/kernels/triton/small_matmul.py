@@ -32,6 +32,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.triton import small_matmul_settings as settings
+from octavo.kernels.triton.capability import HOPPER, capability
 from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT, FIRST, trigger, use_pdl, wait
 from octavo.kernels.triton.small_matmul_settings import DESCRIPTORS, RING, Settings
 
@@ -111,7 +112,7 @@ def fits(x: Tensor, weight: object, *, gated: bool = False) -> bool:
 @functools.cache
 def is_supported(device: torch.device) -> bool:
     """Whether the kernel of `small_matmul_ring` runs there, too, without which cuBLAS is hard to beat."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+    if capability(device)[0] != HOPPER:
         return False
     try:  # Gluon is experimental: another Triton may have other names
         import octavo.kernels.triton.small_matmul_ring  # noqa: F401
