@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from octavo.config import ExpertsConfig, ModelConfig
 from octavo.errors import ModelError
+from octavo.kernels.lora import LoraPlan
 from octavo.layers.build import Build
 from octavo.layers.norm import Norm
 from octavo.layers.weight import ALL, Place, Weight
@@ -51,8 +52,10 @@ class ExpertsMLP(nn.Module):
         self.gate_up_proj = ExpertsWeight(build, (2 * count * size, hidden), _gate_up(experts, hidden, part))
         self.down_proj = ExpertsWeight(build, (count * hidden, size), _down(experts, hidden, part))
 
-    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-        """The layer's result, and ``x + residual``."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's result, and ``x + residual``. No adapter has anything for experts (``lora``)."""
         x, residual = norm.add(x, residual)
         weights, ids = self.gate(x)
         gate_up, down = (w.view(self.count, -1, w.shape[1]) for w in (self.gate_up_proj.weight, self.down_proj.weight))
