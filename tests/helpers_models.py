@@ -28,7 +28,7 @@ from transformers import (
 
 from octavo.kernels import for_device
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
-from octavo.kernels.lora import LoraSizes
+from octavo.kernels.lora import LoraPlan, LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
 from octavo.models.decoder import DecoderModel
@@ -205,13 +205,17 @@ class PagedDriver:
         batch.attention = self.ops.plan_attention(batch)
         return batch
 
+    def _plan_lora(self, numbers: list[int]) -> LoraPlan | None:
+        stack = self.model.model.layers[0].self_attn.o_proj.lora
+        return self.ops.plan_lora(torch.tensor(numbers, dtype=torch.int32, device=self.device), len(stack.a))
+
     def step(self, rows: dict[int, Sequence[int]], adapters: dict[int, int] | None = None) -> dict[int, Tensor]:
         """Append ``rows[request]`` to each request; return each one's logits ``[new tokens, V]``. ``adapters``: the
         numbers of those that have one.
         """
         batch = self.batch(rows)
         numbers = [(adapters or {}).get(request, 0) for request, new in rows.items() for _ in new]
-        batch.lora = self.ops.plan_lora(torch.tensor(numbers, device=self.device)) if adapters else None
+        batch.lora = self._plan_lora(numbers) if adapters else None
         with torch.inference_mode():
             logits = self.model.logits(self.model(batch))
         return dict(zip(rows, logits.split(list(batch.query_lens)), strict=True))

@@ -261,6 +261,11 @@ class EngineConfig:
         reject_unknown("LLM", kwargs, (f.name for f in fields(cls)))
         return cls(model=str(model), **kwargs)
 
+    @property
+    def lora_places(self) -> int:
+        """LoRA adapters that can be on the device at once; 0 without ``enable_lora``."""
+        return self.max_loras if self.enable_lora else 0
+
     def on(self, device: str) -> EngineConfig:
         """This configuration with what depends on the device, "cpu" or "cuda:0", say, filled in."""
         tokens = self.max_num_batched_tokens or max(BATCHED_TOKENS[device.partition(":")[0]], self.max_num_seqs)
@@ -287,6 +292,8 @@ class EngineConfig:
         _whole("max_loras", self.max_loras, most=MAX_LORAS)
         _whole("max_lora_rank", self.max_lora_rank, most=MAX_LORA_RANK)
         _whole("max_cpu_loras", self.max_cpu_loras, optional=True)
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise UsageError(f"max_cpu_loras={self.max_cpu_loras} is less than max_loras={self.max_loras}")
         for name in ("enable_prefix_caching", "enforce_eager", "deterministic", "enable_lora", "debug"):
             _one_of(name, getattr(self, name), (True, False))
         _one_of("async_scheduling", self.async_scheduling, (None, True, False))

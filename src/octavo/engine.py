@@ -289,7 +289,7 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Schedu
         max_num_batched_tokens=tokens_per_step(config),
         policy=config.scheduling_policy,
         max_in_flight=2 if ahead else 1,
-        max_loras=config.max_loras if config.enable_lora else 0,
+        max_loras=config.lora_places,
         debug=config.debug,
     )
 

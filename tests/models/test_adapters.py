@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers_lora import LLAMA, adapted, logits_of, make_adapter, save
 from helpers_models import VOCAB, PagedDriver, load_tiny, make_tiny
 from helpers_parallel import Ring
 from octavo.core.plan import AdapterLoad
+from octavo.errors import ModelError
 from octavo.execution.adapters import AdapterStore
 from octavo.kernels.lora import LoraSizes
 
@@ -22,7 +25,7 @@ TEXTS = [torch.randint(0, VOCAB, (n,), generator=torch.Generator().manual_seed(n
 
 def load_adapters(model, paths: list[Path]) -> AdapterStore:
     """Adapter i of ``paths`` as number i + 1."""
-    store = AdapterStore(model)
+    store = AdapterStore(model, SIZES.max_loras)
     for i, path in enumerate(paths, 1):
         store.add(i, path)
     store.load([AdapterLoad(i, i) for i in range(1, len(paths) + 1)])
@@ -118,3 +121,86 @@ def test_bfloat16_stays_near(tmp_path):
     load_adapters(model, [save(theirs, tmp_path / "adapter")])
     found, wanted = PagedDriver(model).step({0: TEXTS[0]}, {0: 1})[0], logits_of(theirs, TEXTS[0])
     assert (found - wanted).abs().mean() < 0.06 * wanted.abs().mean()
+
+
+def edit(folder: Path, change, **config) -> Path:
+    """Rewrite a saved adapter: its tensors by ``change``, its configuration by ``config``."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(change(tensors), folder / "adapter_model.safetensors")
+    written = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**written, **config}))
+    return folder
+
+
+def without(*parts: str):
+    return lambda tensors: {name: t for name, t in tensors.items() if not any(part in name for part in parts)}
+
+
+def renamed(old: str, new: str):
+    return lambda tensors: {name.replace(old, new): t for name, t in tensors.items()}
+
+
+def cut(part: str, dim: int):
+    return lambda tensors: {
+        n: t.narrow(dim, 0, t.shape[dim] - 1).clone() if part in n else t for n, t in tensors.items()
+    }
+
+
+def twice_as_phi3(tensors):
+    """Beside the fused layer, one of the layers that it stands for."""
+    a, b = (next(t for n, t in tensors.items() if f"0.self_attn.qkv_proj.lora_{p}" in n) for p in "AB")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    return {**tensors, name.format("A"): a.clone(), name.format("B"): b[:48].clone()}
+
+
+WRONG = [
+    ("llama", without("layers.1.self_attn.q_proj"), {}, "tensors for model.layers.1.self_attn.q_proj are missing"),
+    ("llama", without("up_proj"), {}, "tensors for model.layers.0.mlp.up_proj are missing"),
+    ("phi3", without("2.self_attn.qkv_proj"), {}, "tensors for model.layers.2.self_attn.qkv_proj are missing"),
+    ("llama", renamed("2.mlp.up_proj", "3.mlp.up_proj"), {}, "layers.3.mlp.up_proj, which is not part of the model"),
+    (
+        "llama",
+        renamed(".mlp.", ".ffn."),
+        {},
+        r"ffn.down_proj, which is not part of the model \(did you mean 'model.layers",
+    ),
+    ("llama", cut("2.self_attn.o_proj.lora_A", 1), {}, r"o_proj has lora_A \[8, 47\] .* \[8, 48\] was expected"),
+    ("llama", cut("2.self_attn.k_proj.lora_B", 0), {}, "16 rows of lora_B where 15 are"),
+    ("phi3", cut("1.mlp.gate_up_proj.lora_B", 0), {}, "84 rows of lora_B where 83 are"),
+    ("phi3", twice_as_phi3, {"target_modules": ".*"}, "has something for model.layers.0.self_attn.q.*_proj twice"),
+    (
+        "llama",
+        renamed("layers.0.mlp.up_proj", "embed_tokens"),
+        {"target_modules": ".*"},
+        "embed_tokens, which is not supported",
+    ),
+    (
+        "llama",
+        renamed("model.layers.0.mlp.up_proj", "lm_head"),
+        {"target_modules": ".*"},
+        "lm_head, which is not supported",
+    ),
+    (
+        "mixtral",
+        renamed("1.self_attn.q_proj", "1.block_sparse_moe.experts.0.w1"),
+        {"target_modules": ".*"},
+        "w1, which is not",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "config", "message"), WRONG, ids=[case[3] for case in WRONG])
+def test_an_adapter_that_does_not_suit_is_refused_in_one_line(name, change, config, message, tmp_path):
+    base, path = make_tiny(name, tmp_path)
+    folder = edit(make_adapter(base, name, tmp_path / "adapter")[1], change, **config)
+    with pytest.raises(ModelError, match=message) as error:
+        load_adapters(load_tiny(path, lora=SIZES), [folder])
+    assert str(error.value).startswith(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_rank_that_is_too_large_is_refused(tmp_path):
+    base, path = make_tiny("llama", tmp_path)
+    folder = make_adapter(base, "llama", tmp_path / "adapter", r=17)[1]
+    with pytest.raises(ModelError, match=r"has rank 17 in .*; at most max_lora_rank=16 is accepted"):
+        load_adapters(load_tiny(path, lora=SIZES), [folder])

@@ -18,9 +18,10 @@ from octavo.weights.peft import read_adapter
 
 
 class AdapterStore:
-    """The adapters of one model, which was built with room for them."""
+    """The adapters of one model, which was built with room for ``max_loras`` on the device."""
 
-    def __init__(self, model: DecoderModel) -> None:
+    def __init__(self, model: DecoderModel, max_loras: int) -> None:
+        self.max_loras = max_loras
         self._model = model
         self._layers = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
         self._loaded: dict[int, AdapterLayers] = {}

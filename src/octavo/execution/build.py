@@ -186,4 +186,5 @@ def _assemble(
             f"lower max_model_len or max_num_seqs"
         ) from None
     sampler = Sampler(config.max_num_seqs, model.config.vocab_size, device, ops)
-    return Runner(model, ops, kv_cache, state, sampler, AdapterStore(model) if config.enable_lora else None)
+    adapters = AdapterStore(model, config.max_loras) if config.enable_lora else None
+    return Runner(model, ops, kv_cache, state, sampler, adapters)

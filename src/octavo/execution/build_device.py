@@ -79,8 +79,8 @@ def assemble(
     state = DeviceState(seqs, length, ledger.block_size, device, trash_block=ledger.num_blocks)
     tokens = most_graph_tokens(config, model)
     sizes = {"max_num_seqs": seqs, "max_model_len": length, "max_tokens": tokens}
-    graphs = StepGraphs(model, ops, state, kv_cache, **sizes, adapted=config.enable_lora)
+    graphs = StepGraphs(model, ops, state, kv_cache, **sizes, max_loras=config.lora_places)
     sampler = Sampler(seqs, model.config.vocab_size, device, ops)
     eager = config.enforce_eager or (device.type == "cuda" and not ops.graph_safe)
-    adapters = AdapterStore(model) if config.enable_lora else None
+    adapters = AdapterStore(model, config.max_loras) if config.enable_lora else None
     return DeviceRunner(model, ops, kv_cache, state, sampler, None if eager else graphs, adapters)

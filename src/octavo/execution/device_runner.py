@@ -177,7 +177,8 @@ class DeviceRunner:
         batch = self.state.batch_of(inputs, token_ids, rows.counts.tolist(), contexts, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
         if self.adapters is not None:
-            batch.lora = self._ops.plan_lora(self.state.adapters_on_device(inputs))
+            numbers = self.state.adapters_on_device(inputs)
+            batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         if not len(slots):

@@ -54,8 +54,8 @@ class Runner:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
-        if (numbers := self.state.adapters_of(plan.rows)) is not None:
-            batch.lora = self._ops.plan_lora(numbers)
+        if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
+            batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         sampling = [row for row in plan.rows if row.samples]

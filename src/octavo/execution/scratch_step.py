@@ -22,10 +22,10 @@ def compute(
     block_size: int,
     kv_dtype: torch.dtype,
     *,
-    adapted: bool = False,
+    max_loras: int = 0,
 ) -> Sequence[KVLayer]:
-    """A step of rows of (queries, context) each, with a cache of its own, which is returned. ``adapted``: all tokens
-    have a LoRA adapter.
+    """A step of rows of (queries, context) each, with a cache of its own, which is returned. ``max_loras``: LoRA
+    adapters that the model has room for; if it has, all tokens have one.
     """
     device = model.model.norm.weight.device
     tables, num_blocks = _tables([context for _, context in lens], block_size)
@@ -49,8 +49,8 @@ def compute(
         block_size=block_size,
     )
     batch.attention = ops.plan_attention(batch)
-    if adapted:
-        batch.lora = ops.plan_lora(torch.ones(len(positions), dtype=torch.int32, device=device))
+    if max_loras:
+        batch.lora = ops.plan_lora(torch.ones(len(positions), dtype=torch.int32, device=device), max_loras)
     model(batch)
     return kv_cache
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -95,3 +96,13 @@ class LoraLayer:
 class LoraPlan:
     """Which tokens of a step have which adapter, sorted once by ``Ops.plan_lora`` and read by every layer. Opaque: each
     backend has its own."""
+
+
+Plan = TypeVar("Plan", bound=LoraPlan)
+
+
+def own_lora(plan: LoraPlan, kind: type[Plan]) -> Plan:
+    """``plan``, which must be of a backend's own ``kind``. Raises ``TypeError``."""
+    if not isinstance(plan, kind):
+        raise TypeError("the plan is not from plan_lora of the same ops")
+    return plan

@@ -57,11 +57,12 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def plan_lora(self, numbers: Tensor) -> LoraPlan | None:
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
         """Sort a step's tokens by their adapters once, for ``lora_add`` of all layers.
 
         Args:
             numbers: ``[T]`` integers: each token's adapter in a `LoraStack`, from 1; 0: none.
+            max_loras: how many adapters a `LoraStack` has room for.
 
         Returns:
             The plan; or None if it is known that no token has an adapter.

@@ -78,7 +78,9 @@ class AdapterConfigJson(msgspec.Struct):
     def wants(self, module: str) -> bool:
         """Whether the module is one that the adapter was made for, where `lists_modules` is true."""
         targets, excluded = self.target_modules_listed or [], self.exclude_modules or []
-        return _ends_with(module, targets) and not _ends_with(module, excluded) and self._is_its_layer(module)
+        if _ends_with(module, excluded):
+            return False
+        return module in targets or (_ends_with(module, targets) and self._is_its_layer(module))
 
     def _is_its_layer(self, module: str) -> bool:
         wanted = self.layers_to_transform

@@ -20,13 +20,6 @@ class GroupedLora(LoraPlan):
         self.groups = [(number, None if alone else (numbers == number).nonzero()[:, 0]) for number in present]
 
 
-def own_lora(plan: LoraPlan) -> GroupedLora:
-    """``plan``, which must be of this backend. Raises ``TypeError``."""
-    if not isinstance(plan, GroupedLora):
-        raise TypeError("the plan is not from plan_lora of the same ops")
-    return plan
-
-
 def lora_add(y: Tensor, x: Tensor, stack: LoraStack, plan: GroupedLora) -> Tensor:
     """As ``Ops.lora_add``."""
     for number, tokens in plan.groups:
