@@ -70,9 +70,8 @@ def build_runner(
     _check_kv_dtype(kv_dtype, device)
     ops = ops or for_device(device, deterministic=config.deterministic)
     on_phase("kernels_loaded")
-    lora = LoraSizes(config.max_loras, config.max_lora_rank) if config.enable_lora else None
     packing = choose_packing(config, ops)
-    build = Build(ops, dtype=getattr(torch, dtype), device=device, packing=packing, lora=lora)
+    build = Build(ops, dtype=getattr(torch, dtype), device=device, packing=packing, lora=lora_sizes(config))
     model = _build_model(config, checkpoint, build, progress)
     on_phase("weights_loaded")
     if device.type == "cuda":
@@ -118,6 +117,11 @@ def choose_packing(config: EngineConfig, ops: Ops) -> Packing:
             return Packing(keeps=lambda kind: True, must_keep=True)
         case name:
             return Packing(scheme(name))
+
+
+def lora_sizes(config: EngineConfig) -> LoraSizes | None:
+    """The room for LoRA adapters that the model is to have, if any."""
+    return LoraSizes(config.max_loras, config.max_lora_rank) if config.enable_lora else None
 
 
 def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, progress: bool) -> DecoderModel:

@@ -15,6 +15,9 @@ from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
 from octavo.kernels.ops import Ops
 from octavo.kernels.sampling import LastTokens
 
+UNKNOWN = -1
+"""An adapter's number that is not surely on the device: whoever enters next says what it is."""
+
 
 class DeviceState(BatchState):
     """`BatchState` whose block tables are also on the device, and whose sampled tokens are only there.
@@ -83,6 +86,7 @@ class DeviceState(BatchState):
     def forget_changes(self) -> None:
         """Of a step that failed before they were sent: they must not come with those of the next one."""
         self._places, self._values = [], []
+        self.adapters[:] = UNKNOWN
 
     def fill(self, rows: Rows, out: StepInput[np.ndarray]) -> bool:
         """Write all but ``params`` of a step's input; whether a token id in it is one that ``resolve`` replaces."""
