@@ -6,11 +6,15 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+from octavo.config import EngineConfig
 from octavo.core.adapters import Adapter
 from octavo.core.scheduler import Scheduler
 from octavo.errors import ModelError, RequestError
 from octavo.execution.adapters import AdapterStore
 from octavo.lora import AdapterInfo, check_lora_name
+
+LOADED_PER_PLACE = 4
+"""Adapters in host memory for each place on the device, unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +24,16 @@ class _Loaded:
 
 
 class Adapters:
-    """What is loaded, at most ``limit`` of them. A name that is removed is free at once; the adapter goes when no
-    request uses it any more.
+    """What is loaded, at most ``max_cpu_loras`` of them. A name that is removed is free at once; the adapter goes when
+    no request uses it any more.
 
     Args:
         store: None if the engine was built without room for adapters.
     """
 
-    def __init__(self, store: AdapterStore | None, scheduler: Scheduler, limit: int) -> None:
-        self._store, self._scheduler, self._limit = store, scheduler, limit
+    def __init__(self, store: AdapterStore | None, scheduler: Scheduler, config: EngineConfig) -> None:
+        self._store, self._scheduler = store, scheduler
+        self._limit = config.max_cpu_loras or LOADED_PER_PLACE * config.max_loras
         self._by_name: dict[str, _Loaded] = {}  # the one used longest ago comes first
         self._leaving: list[int] = []
         self._ids = itertools.count(1)

@@ -33,9 +33,6 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
-LORAS_PER_PLACE = 4
-"""LoRA adapters in host memory for each place on the device, unless asked for."""
-
 Listener = Callable[[StepPlan | None, Sequence[Event]], None]
 
 
@@ -76,8 +73,7 @@ class Engine:
         self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self._ids = itertools.count()
         self._lock = threading.RLock()
-        limit = config.max_cpu_loras or LORAS_PER_PLACE * config.max_loras
-        self.adapters = Adapters(runner.adapters, self.scheduler, limit)
+        self.adapters = Adapters(runner.adapters, self.scheduler, config)
         self._intake = Intake(tokenizer, model_config, token_limit=self.scheduler.token_limit, seed=config.seed)
 
     # ---------------------------------------------------------------- requests
@@ -154,6 +150,7 @@ class Engine:
             ends = [self.scheduler.finish(member, "abort", now) for member in self._assembler.member_ids(request_id)]
             events: list[Event] = [event for event in ends if event is not None]
             outputs, _ = self._assembler.apply(events)
+            self.adapters.drop_unused()
             self._tell(None, events)
         return outputs[0] if outputs else None
 

@@ -17,13 +17,12 @@ from octavo.config import EngineConfig
 from octavo.engine import Engine, build_engine
 from octavo.errors import RequestError
 from octavo.intake import Prompt, check_params
-from octavo.lora import LoRARequest
+from octavo.lora import LoRARequest, Loras, lora_for_each
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import PoolingParams, SamplingParams
 from octavo.text.chat import render_chat
 
 Message = Mapping[str, Any]
-Loras = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class LLM:
@@ -82,7 +81,7 @@ class LLM:
         priorities = [0] * len(many) if priority is None else list(priority)
         if len(priorities) != len(many):
             raise RequestError(f"{len(priorities)} priorities for {len(many)} prompts; one for each is needed")
-        loras = _loras_for(lora_request, len(many))
+        loras = lora_for_each(lora_request, len(many))
         return self._run(many, params, priorities, loras, use_tqdm, add_special_tokens=True)
 
     def chat(
@@ -115,7 +114,7 @@ class LLM:
             for c in conversations
         ]
         params = self._params_for(sampling_params, len(prompts))
-        loras = _loras_for(lora_request, len(prompts))
+        loras = lora_for_each(lora_request, len(prompts))
         return self._run(prompts, params, [0] * len(prompts), loras, use_tqdm, add_special_tokens=False)
 
     def embed(
@@ -130,7 +129,7 @@ class LLM:
             RequestError: a prompt can never be served, or its state is not finite.
         """
         many = _as_list(prompts)
-        params, loras = [PoolingParams()] * len(many), _loras_for(lora_request, len(many))
+        params, loras = [PoolingParams()] * len(many), lora_for_each(lora_request, len(many))
         outputs = self._run(many, params, [0] * len(many), loras, use_tqdm, add_special_tokens=True)
         for i, output in enumerate(outputs):
             if output.embedding is None:
@@ -151,7 +150,7 @@ class LLM:
         streams may be read in turns.
         """
         params = sampling_params or self.get_default_sampling_params()
-        [lora] = _loras_for(lora_request, 1)
+        [lora] = lora_for_each(lora_request, 1)
         request_id = self.engine.add_request(self.encode(prompt), params, lora=self._loaded(lora))
         pieces = self._pieces(request_id)
         # A generator that was never started does not run its ``finally`` when it is dropped.
@@ -336,18 +335,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         raise RequestError(f"prompts of type {type(prompts).__name__}; accepted: text, token ids, or a list of these")
     many: list[Any] = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
     return [many] if many and all(isinstance(item, Integral) for item in many) else many
-
-
-def _loras_for(loras: Any, count: int) -> list[LoRARequest | None]:
-    """One for each prompt."""
-    many = list(loras) if isinstance(loras, list | tuple) else [loras] * count
-    if any(not isinstance(lora, LoRARequest | None) for lora in many):
-        raise RequestError(
-            f"lora_request={loras!r:.80}; accepted: a LoRARequest, or a list with one or None for each prompt"
-        )
-    if len(many) != count:
-        raise RequestError(f"{len(many)} lora_requests for {count} prompts; one for all, or one for each, is needed")
-    return many
 
 
 def _as_conversations(messages: Any) -> list[Any]:

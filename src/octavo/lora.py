@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ class LoRARequest:
         object.__setattr__(self, "lora_path", str(self.lora_path))
 
 
+Loras = LoRARequest | Sequence[LoRARequest | None] | None
+"""The adapter of all prompts, or one or none for each."""
+
+
 class AdapterInfo(msgspec.Struct, frozen=True):
     """A LoRA adapter that is loaded: its name, which requests use as their model, and where it came from."""
 
@@ -44,3 +49,15 @@ def check_lora_name(name: Any) -> str:
             f"the name of a LoRA adapter is {name!r:.80}; accepted: a text of one line that is not empty"
         )
     return name
+
+
+def lora_for_each(loras: Any, count: int) -> list[LoRARequest | None]:
+    """The adapter of each of ``count`` prompts; ``RequestError`` for what is none."""
+    many = list(loras) if isinstance(loras, list | tuple) else [loras] * count
+    if any(not isinstance(lora, LoRARequest | None) for lora in many):
+        raise RequestError(
+            f"lora_request={loras!r:.80}; accepted: a LoRARequest, or a list with one or None for each prompt"
+        )
+    if len(many) != count:
+        raise RequestError(f"{len(many)} lora_requests for {count} prompts; one for all, or one for each, is needed")
+    return many

@@ -118,13 +118,14 @@ REFUSED = [
     ({"alpha_pattern": {"(a+)+$": 3}}, "is not supported; accepted: names, and patterns"),
     ({"alpha_pattern": {"(.*.*.*)x": 3}}, "is not supported; accepted: names, and patterns"),
     ({"rank_pattern": {"a{1,30}": 3}}, "is not supported; accepted: names, and patterns"),
+    ({"rank_pattern": {f"x{i}": 2 for i in range(1025)}}, "has 1025 patterns; at most 1024 are accepted"),
     ({"layers_pattern": "(l+)+"}, "is not supported; accepted: names, and patterns"),
     ({"target_modules": ["k_proj"]}, "q_proj is not among the modules that adapter_config.json names"),
     ({"r": 8}, r"lora_A \[4, 6\] and lora_B \[10, 4\]; expected: \[8, in\] and \[out, 8\]"),
 ]
 
 
-@pytest.mark.parametrize(("config", "message"), REFUSED, ids=str)
+@pytest.mark.parametrize(("config", "message"), REFUSED, ids=lambda value: str(value)[:60])
 def test_what_is_not_supported_is_refused_by_name(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message) as error:
         read_adapter(write(tmp_path, **config))

@@ -33,7 +33,7 @@ class AdapterStore:
             ModelError: it is damaged, or does not suit the model.
         """
         adapter = read_adapter(path)
-        wants = adapter.config.wants if adapter.config.lists_modules else None
+        wants = None if adapter.config.targets is None else adapter.config.wants
         try:
             self._loaded[adapter_id] = AdapterPlacer(self._model).place(adapter.modules, wants)
         except ModelError as error:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from octavo.errors import ModelError
 from octavo.weights.checkpoint import LazyTensor
-from octavo.weights.peft_config import AdapterConfigJson, read_adapter_config
+from octavo.weights.peft_config import AdapterConfig, read_adapter_config
 from octavo.weights.safetensors_file import SafetensorsFile
 
 TENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+
+MAX_TENSORS = 1 << 16
+"""Twice seven in each of the most layers that a model may have are fewer."""
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 _OTHER_KINDS = {
@@ -49,7 +52,7 @@ class PeftAdapter:
     """An adapter on disk; its tensors are mapped."""
 
     path: Path
-    config: AdapterConfigJson
+    config: AdapterConfig
     modules: tuple[LoraModule, ...]
 
     @property
@@ -85,7 +88,9 @@ def _tensor_file(folder: Path) -> Path:
 def _pairs(path: Path) -> dict[str, dict[str, LazyTensor]]:
     """For each layer its "A" and its "B", as far as they are there."""
     pairs: dict[str, dict[str, LazyTensor]] = {}
-    for tensor in SafetensorsFile(path).tensors():
+    for count, tensor in enumerate(SafetensorsFile(path).tensors(), 1):
+        if count > MAX_TENSORS:
+            raise ModelError(f"{path} has more than {MAX_TENSORS} tensors; so many are accepted")
         match = _NAME.fullmatch(tensor.name)
         if match is None:
             what = next((what for part, what in _OTHER_KINDS.items() if part in tensor.name), "not known")
@@ -99,11 +104,11 @@ def _pairs(path: Path) -> dict[str, dict[str, LazyTensor]]:
     return pairs
 
 
-def _module(folder: Path, config: AdapterConfigJson, name: str, pair: dict[str, LazyTensor]) -> LoraModule:
+def _module(folder: Path, config: AdapterConfig, name: str, pair: dict[str, LazyTensor]) -> LoraModule:
     path = folder / TENSORS
     if len(pair) < 2:
         raise ModelError(f"{path}: {name} has no lora_{'A' if 'B' in pair else 'B'}; both were expected")
-    if config.lists_modules and not config.wants(name):
+    if config.targets is not None and not config.wants(name):
         raise ModelError(f"{path}: {name} is not among the modules that adapter_config.json names")
     a, b, rank = pair["A"], pair["B"], config.rank_of(name)
     if len(a.shape) != 2 or len(b.shape) != 2 or not a.shape[0] == b.shape[1] == rank:

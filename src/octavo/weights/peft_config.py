@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from octavo.errors import ModelError
 from octavo.weights.hf_json import Positive, convert, read_json
+
+T = TypeVar("T")
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 4 << 20
@@ -37,63 +40,77 @@ IGNORED = frozenset(
 
 MAX_REPEATS = 2
 """Of "*" and "+" in a pattern: a search with many, or with one inside another, could take for ever."""
+MAX_PATTERNS = 1024
+"""In one dictionary: each layer is compared with each pattern."""
+
+Size = Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
 class AdapterConfigJson(msgspec.Struct):
     """``adapter_config.json``, as far as Octavo reads it."""
 
     peft_type: str
-    r: Annotated[int, Meta(ge=1, le=1 << 16)]
+    r: Size
     lora_alpha: Positive
     target_modules: str | list[str]
     use_rslora: bool = False
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
-    rank_pattern: dict[str, Annotated[int, Meta(ge=1, le=1 << 16)]] = {}
+    rank_pattern: dict[str, Size] = {}
     alpha_pattern: dict[str, Positive] = {}
 
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """What an adapter's configuration says about modules, by their names ("model.layers.0.self_attn.q_proj").
+
+    Attributes:
+        rank, alpha: of modules that no pattern means.
+        ranks, alphas: patterns and what holds for modules that they mean; the first one counts.
+        stabilised: A's rank counts by its root (arXiv:2312.03732).
+        targets: names of modules, or ends of names; None: they are not listed. Expressions for whole names are not
+            searched for: some take for ever, and the tensors tell the same.
+        excluded: likewise; these are not meant.
+        layers: the numbers of the layers that ends of names mean; None: all.
+        layer_patterns: what stands in front of a layer's number.
+    """
+
+    rank: int
+    alpha: float
+    ranks: tuple[tuple[re.Pattern[str], int], ...]
+    alphas: tuple[tuple[re.Pattern[str], float], ...]
+    stabilised: bool
+    targets: frozenset[str] | None
+    excluded: frozenset[str]
+    layers: frozenset[int] | None
+    layer_patterns: tuple[re.Pattern[str], ...]
+
     def rank_of(self, module: str) -> int:
-        """Rows of A for a module ("model.layers.0.self_attn.q_proj")."""
-        return self.rank_pattern.get(_key_for(self.rank_pattern, module), self.r)
+        """Rows of A."""
+        return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
 
     def scale_of(self, module: str) -> float:
-        """By which the module's product with A and B is multiplied (rank-stabilised: arXiv:2312.03732)."""
-        alpha = self.alpha_pattern.get(_key_for(self.alpha_pattern, module), self.lora_alpha)
+        """By which the product with A and B is multiplied."""
+        alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
         rank = self.rank_of(module)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
-
-    @property
-    def lists_modules(self) -> bool:
-        """Whether it names its modules. Expressions for whole names are not searched for: some take for ever, and the
-        tensors tell the same.
-        """
-        return not isinstance(self.exclude_modules, str) and self.target_modules_listed is not None
-
-    @property
-    def target_modules_listed(self) -> list[str] | None:
-        """The names in ``target_modules``, if it is a list."""
-        return None if isinstance(self.target_modules, str) else self.target_modules
+        return alpha / (math.sqrt(rank) if self.stabilised else rank)
 
     def wants(self, module: str) -> bool:
-        """Whether the module is one that the adapter was made for, where `lists_modules` is true."""
-        targets, excluded = self.target_modules_listed or [], self.exclude_modules or []
-        if _ends_with(module, excluded):
+        """Whether the module is one that the adapter was made for, where ``targets`` are listed."""
+        ends = set(_ends(module))
+        if self.targets is None or ends & self.excluded:
             return False
-        return module in targets or (_ends_with(module, targets) and self._is_its_layer(module))
+        return module in self.targets or (bool(ends & self.targets) and self._is_its_layer(module))
 
     def _is_its_layer(self, module: str) -> bool:
-        wanted = self.layers_to_transform
-        if wanted is None or wanted == []:
+        if self.layers is None:
             return True
-        layers = self.layers_pattern or r"[^.]*"
-        patterns = [layers] if isinstance(layers, str) else layers
-        found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
-        index = next((int(match[1]) for match in found if match), None)
-        return index in ([wanted] if isinstance(wanted, int) else wanted)
+        found = (pattern.match(module) for pattern in self.layer_patterns)
+        return next((int(match[1]) for match in found if match), None) in self.layers
 
 
-def read_adapter_config(folder: Path) -> AdapterConfigJson:
+def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read ``adapter_config.json``.
 
     Raises:
@@ -104,9 +121,8 @@ def read_adapter_config(folder: Path) -> AdapterConfigJson:
     if fields.get("peft_type") != "LORA":
         raise ModelError(f"{path}: peft_type is {fields.get('peft_type')!r:.80}; accepted: LORA")
     _refuse_unsupported(path, fields)
-    config = convert(str(path), {name: value for name, value in fields.items() if value is not None}, AdapterConfigJson)
-    _check_patterns(path, config)
-    return config
+    given = {name: value for name, value in fields.items() if value is not None}
+    return _interpret(path, convert(str(path), given, AdapterConfigJson))
 
 
 def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
@@ -120,29 +136,49 @@ def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
             raise ModelError(f"{path}: {name:.80}={value!r:.80} is not supported; accepted: without it")
 
 
-def _check_patterns(path: Path, config: AdapterConfigJson) -> None:
-    """Refuse patterns that do not compile, or that could be searched for ever."""
-    for pattern in (*config.rank_pattern, *config.alpha_pattern, *_as_list(config.layers_pattern)):
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ModelError(f"{path}: the pattern {pattern!r:.80} cannot be used: {error}") from None
-        if re.search(r"\)[*+]|\{", pattern) or len(re.findall(r"[*+]", pattern)) > MAX_REPEATS:
-            raise ModelError(
-                f"{path}: the pattern {pattern!r:.80} is not supported; accepted: names, and patterns with at most "
-                f"{MAX_REPEATS} of * and +, none of them behind a group"
-            )
+def _interpret(path: Path, json: AdapterConfigJson) -> AdapterConfig:
+    listed = isinstance(json.target_modules, list) and not isinstance(json.exclude_modules, str)
+    layers = [json.layers_to_transform] if isinstance(json.layers_to_transform, int) else json.layers_to_transform
+    in_front = _as_list(json.layers_pattern) or [r"[^.]*"]
+    return AdapterConfig(
+        rank=json.r,
+        alpha=json.lora_alpha,
+        ranks=tuple(_patterns(path, json.rank_pattern)),
+        alphas=tuple(_patterns(path, json.alpha_pattern)),
+        stabilised=json.use_rslora,
+        targets=frozenset(json.target_modules) if listed else None,
+        excluded=frozenset(json.exclude_modules or ()) if listed else frozenset(),
+        layers=frozenset(layers) if layers else None,
+        layer_patterns=tuple(_compile(path, pattern, r"(?:^|.*?\.){}\.(\d+)\.") for pattern in in_front),
+    )
+
+
+def _patterns(path: Path, patterns: Mapping[str, T]) -> Iterator[tuple[re.Pattern[str], T]]:
+    """PEFT's rule: a pattern means the names that end with it, from a dot on."""
+    if len(patterns) > MAX_PATTERNS:
+        raise ModelError(f"{path} has {len(patterns)} patterns; at most {MAX_PATTERNS} are accepted")
+    for pattern, value in patterns.items():
+        yield _compile(path, pattern, r"(?:.*\.)?(?:{})$"), value
+
+
+def _compile(path: Path, pattern: str, frame: str) -> re.Pattern[str]:
+    """The pattern in ``frame``; refused if it does not compile, or could be searched for ever."""
+    if re.search(r"\)[*+]|\{", pattern) or len(re.findall(r"[*+]", pattern)) > MAX_REPEATS:
+        raise ModelError(
+            f"{path}: the pattern {pattern!r:.80} is not supported; accepted: names, and patterns with at most "
+            f"{MAX_REPEATS} of * and +, none of them behind a group"
+        )
+    try:
+        return re.compile(frame.format(pattern))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ModelError(f"{path}: the pattern {pattern!r:.80} cannot be used: {error}") from None
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
-def _ends_with(module: str, names: Iterable[str]) -> bool:
-    """PEFT's rule for lists: names of modules, or ends of names."""
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _key_for(patterns: Mapping[str, Any], module: str) -> str:
-    """PEFT's rule: the first pattern that the name ends with, from a dot on; or the name itself."""
-    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), module)
+def _ends(module: str) -> Iterator[str]:
+    """The name, and what of it follows each dot."""
+    parts = module.split(".")
+    return (".".join(parts[i:]) for i in range(len(parts)))

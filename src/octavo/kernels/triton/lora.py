@@ -88,7 +88,8 @@ def lora_add(y: Tensor, x: Tensor, stack: LoraStack, plan: SortedLora) -> Tensor
     del sizes["K"]
     grid = (sum(triton.cdiv(n, cut.outputs) for n in stack.parts), num_tiles)
     outputs = {"N0": n0, "N1": n1, "N2": n2, "OUTPUTS": cut.outputs}
-    _expand[grid](y, stack.b, *shared, **sizes, **blocks, **outputs, num_warps=cut.num_warps)
+    # Two stages fit into the 99 KB of shared memory that the smallest GPUs have, whatever the rank and dtype.
+    _expand[grid](y, stack.b, *shared, **sizes, **blocks, **outputs, num_warps=cut.num_warps, num_stages=2)
     return y
 
 
