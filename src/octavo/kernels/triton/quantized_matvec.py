@@ -35,11 +35,15 @@ from octavo.kernels.triton.quantized_words import (
     load_words,
 )
 
-MIN_PROGRAMS = 128
-"""About one for each multiprocessor."""
-THREAD_UNITS = {4: 16, 8: 8}
-"""Bits of a number to the units of 16 bytes of weights that a thread holds. Measured on an H100, one stream of the 8B
-shape: 4-bit layers 232, 349, 417 and 342 tokens/s with 4, 8, 16 and 32; with 8 bits 8 and 16 are within 1%.
+MIN_WARPS = 1056
+"""Eight for each of an H100's multiprocessors: a product with fewer is cut into more programs of fewer rows."""
+MOST_ROWS = {4: 16, 8: 8}
+"""Bits of a number to the rows of a program, both halves of a gate together: they share the reading of x."""
+MOST_UNITS = {4: 32, 8: 16}
+"""Bits of a number to the units of 16 bytes of weights that a thread holds at most, until its registers are full.
+
+Measured on an H100, one stream of the 8B shape, tokens/s: 4 bits with 4 units a thread 232, 8 units 349, 16 units 413,
+and with 32 in the long rows of the last product and 8 rows in the smallest one 428; 8 bits 332 with 8, 344 with 16.
 """
 
 
@@ -67,13 +71,13 @@ def fits(x: Tensor, weight: WordWeight, *, norm: bool = False) -> bool:
 
 def choose(n: int, units: int, *, gated: bool, bits: int) -> Settings:
     """Settings for a weight of ``n`` rows (twice that if gated) of ``units`` of numbers of so many ``bits``."""
-    tile = max(min(triton.next_power_of_2(units), 256), 32)
+    tile = max(min(triton.next_power_of_2(units), 128 if units <= 256 else 256), 32)
     warps = min(max(tile // 32, 4), 8)
-    rows = THREAD_UNITS[bits] * 32 * warps // (-(-units // tile) * tile) // (2 if gated else 1)
-    rows = 1 << max(rows.bit_length() - 1, 0)
-    while rows > 1 and (-(-n // rows) < MIN_PROGRAMS):
+    held = MOST_UNITS[bits] * 32 * warps // (-(-units // tile) * tile)
+    rows = min(MOST_ROWS[bits], 1 << max(held.bit_length() - 1, 0)) // (2 if gated else 1)
+    while rows > 1 and -(-n // rows) * warps < MIN_WARPS:
         rows //= 2
-    return Settings(rows, tile, warps)
+    return Settings(max(rows, 1), tile, warps)
 
 
 def linear(x: Tensor, weight: WordWeight, bias: Tensor | None = None, settings: Settings | None = None) -> Tensor:
