@@ -40,8 +40,8 @@ MIN_PROGRAMS = 128
 THREAD_UNITS = {4: 16, 8: 8}
 """Bits of a number to the units of 16 bytes of weights that a thread holds; twice as many of rows of several tiles.
 
-Measured on an H100, tokens/s of one stream: 4 bits, the 8B shape, 232, 349, 413 and 342 with 4, 8, 16 and 32 units, 422 with
-32 for its one long row alone; 8 bits 332 and 344 with 8 and 16. Programs of fewer rows cost smaller models up to 15%.
+Measured on an H100, one stream of the 8B shape, tokens/s: 4 bits 232, 349, 413 and 342 with 4, 8, 16 and 32 units, 422
+with 32 in long rows alone; 8 bits 332 and 344 with 8 and 16. Programs of fewer rows cost smaller models up to 15%.
 """
 
 
