@@ -73,8 +73,7 @@ class GPT2(DecoderModel):
         if tensor.name.endswith(MASKS):
             return
         own = own_name(tensor, NAMES)
-        # GGUF's tensors come under this model's names, and as [out, in].
-        turned = ".h." in f".{tensor.name}" and tensor.name.endswith(TURNED)
+        turned = is_turned(tensor.name)
         if ".c_attn." in own.name or ".qkv_proj." in own.name:
             thirds = dict.fromkeys(("q_proj", "k_proj", "v_proj"), self.config.hidden_size)
             yield from split(own, thirds, transposed=turned)
@@ -82,3 +81,8 @@ class GPT2(DecoderModel):
             yield Part(own.name, own, transposed=True)
         else:
             yield own
+
+
+def is_turned(name: str) -> bool:
+    """Whether a tensor of a checkpoint is ``[in, out]``. GGUF's come under this model's names, and as ``[out, in]``."""
+    return ".h." in f".{name}" and name.endswith(TURNED)

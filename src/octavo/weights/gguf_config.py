@@ -60,7 +60,7 @@ def model_config(file: GGUFFile) -> ModelConfig:
         contradictory.
     """
     architecture = architecture_of(file)
-    fields = _Fields(file.metadata, architecture)
+    fields = MetadataFields(file.metadata, architecture)
     experts = _experts(fields, architecture)
     _refuse_variants(fields, architecture)
     vocab_size = _tensor(file, "token_embd.weight").shape[0]
@@ -127,7 +127,7 @@ def generation_defaults(metadata: dict[str, Value]) -> GenerationDefaults:
     )
 
 
-class _Fields:
+class MetadataFields:
     """Typed access to the metadata of one architecture: "block_count" stands for ``llama.block_count``."""
 
     def __init__(self, metadata: dict[str, Value], architecture: str) -> None:
@@ -170,7 +170,7 @@ def _shortest(number: float) -> float:
     return float(str(single)) if single == number else number
 
 
-def _refuse_variants(fields: _Fields, architecture: str) -> None:
+def _refuse_variants(fields: MetadataFields, architecture: str) -> None:
     """Fail for models that share an architecture's name and are not it."""
     if "attention.sliding_window_pattern" in fields and architecture not in PATTERNS:
         raise ModelError(
@@ -178,7 +178,7 @@ def _refuse_variants(fields: _Fields, architecture: str) -> None:
         )
 
 
-def _experts(fields: _Fields, architecture: str) -> ExpertsConfig | None:
+def _experts(fields: MetadataFields, architecture: str) -> ExpertsConfig | None:
     """In these architectures all layers have experts, and the weights of a token's experts always sum up to 1."""
     count = fields.integer("expert_count", 0)
     if not count:
@@ -200,7 +200,7 @@ def _tensor(file: GGUFFile, name: str) -> GGUFTensorInfo:
     return file.tensors[name]
 
 
-def _num_layers(fields: _Fields, file: GGUFFile) -> int:
+def _num_layers(fields: MetadataFields, file: GGUFFile) -> int:
     """``block_count``, which must agree with the layers whose tensors are in the file."""
     claimed = fields.integer("block_count")
     found = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
@@ -211,7 +211,7 @@ def _num_layers(fields: _Fields, file: GGUFFile) -> int:
     return claimed
 
 
-def _head_dim(fields: _Fields, *, partly_rotated: bool) -> int:
+def _head_dim(fields: MetadataFields, *, partly_rotated: bool) -> int:
     """The size of a head. Raises ``ModelError`` if keys, values and rotary embeddings do not agree on it."""
     hidden, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     if min(hidden, heads) < 1 or ("attention.key_length" not in fields and hidden % heads):
@@ -223,7 +223,7 @@ def _head_dim(fields: _Fields, *, partly_rotated: bool) -> int:
     return head_dim
 
 
-def _rope_scaling(fields: _Fields, file: GGUFFile, head_dim: int) -> RopeScaling | None:
+def _rope_scaling(fields: MetadataFields, file: GGUFFile, head_dim: int) -> RopeScaling | None:
     if LONG_FACTORS in file.tensors:
         return _longrope(fields, file)
     kind = fields.text("rope.scaling.type", "linear" if "rope.scale_linear" in fields else "none")
@@ -241,7 +241,7 @@ def _rope_scaling(fields: _Fields, file: GGUFFile, head_dim: int) -> RopeScaling
     return RopeScaling(kind="linear", factor=factor) if kind == "linear" else _yarn(fields, factor)
 
 
-def _longrope(fields: _Fields, file: GGUFFile) -> RopeScaling:
+def _longrope(fields: MetadataFields, file: GGUFFile) -> RopeScaling:
     """The number of factors is checked where the angles are made."""
     long, short_ = (_read_factors(file, _tensor(file, name)) for name in (LONG_FACTORS, SHORT_FACTORS))
     length = fields.integer("context_length")
@@ -257,7 +257,7 @@ def _longrope(fields: _Fields, file: GGUFFile) -> RopeScaling:
     )
 
 
-def _yarn(fields: _Fields, factor: float) -> RopeScaling:
+def _yarn(fields: MetadataFields, factor: float) -> RopeScaling:
     """GGUF's attention factor multiplies the paper's 0.1 ln(factor) + 1, ours replaces it."""
     extra = fields.number("rope.scaling.yarn_attn_factor", fields.number("rope.scaling.attn_factor", 1.0))
     return RopeScaling(
