@@ -22,6 +22,7 @@ from octavo.kernels.triton import (
     norm,
     quantized,
     quantized_blocks,
+    quantized_experts,
     quantized_pack,
     rotary,
     routing,
@@ -126,7 +127,10 @@ class TritonOps(ReferenceOps):
     def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         return routing.top_experts(logits, k, normalise=normalise)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        return quantized_experts.pack(weight, dtype)
+
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
         return experts.experts(x, gate_up, down, weights, ids)
 
     def rotate_and_store(
