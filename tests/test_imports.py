@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "outputs", "errors", "version"}
+NOUNS = {"config", "sampling_params", "outputs", "errors", "version", "lora"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": {"nouns", "core.plan", "weights", *HARDWARE},
     "assemble": {"nouns", "core", "text"},
     "intake": {"nouns", "core", "text"},
-    "engine": {"nouns", "core", "text", "weights", "execution", "assemble", "intake"},
+    "adapters": {"nouns", "core", "execution"},
+    "engine": {"nouns", "core", "text", "weights", "execution", "assemble", "intake", "adapters"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns", "engine"},

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from octavo.engine import Engine
     from octavo.errors import ModelError, OctavoError, OutOfMemoryError, RequestError, UsageError
     from octavo.llm import LLM
+    from octavo.lora import LoRARequest
     from octavo.outputs import CompletionOutput, Logprob, RequestOutput
     from octavo.sampling_params import SamplingParams
 
@@ -23,6 +24,7 @@ _HOMES = {
     "Engine": "octavo.engine",
     "EngineConfig": "octavo.config",
     "SamplingParams": "octavo.sampling_params",
+    "LoRARequest": "octavo.lora",
     "RequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
     "Logprob": "octavo.outputs",
@@ -38,6 +40,7 @@ __all__ = [
     "CompletionOutput",
     "Engine",
     "EngineConfig",
+    "LoRARequest",
     "Logprob",
     "ModelError",
     "OctavoError",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from octavo.adapters import Adapters
 from octavo.assemble import Assembler
 from octavo.config import EngineConfig, ModelConfig
 from octavo.core.blocks import BlockPool
@@ -27,9 +28,13 @@ from octavo.execution.executor import Executor, Pending, make_executor
 from octavo.execution.memory import Ledger, tokens_per_step
 from octavo.execution.runner import Runner
 from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id, unwrap
+from octavo.lora import AdapterInfo
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
+
+LORAS_PER_PLACE = 4
+"""LoRA adapters in host memory for each place on the device, unless asked for."""
 
 Listener = Callable[[StepPlan | None, Sequence[Event]], None]
 
@@ -44,6 +49,7 @@ class Engine:
         generation: sampling options that the model's makers suggest.
         ledger: who has the memory.
         scheduler: the core, to look at.
+        adapters: the LoRA adapters that are loaded.
         listeners: called in the order of events, with a plan and its events when a step is started, and with None and
             events when one has come back or requests were ended from outside. They must not change anything.
     """
@@ -70,6 +76,8 @@ class Engine:
         self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self._ids = itertools.count()
         self._lock = threading.RLock()
+        limit = config.max_cpu_loras or LORAS_PER_PLACE * config.max_loras
+        self.adapters = Adapters(runner.adapters, self.scheduler, limit)
         self._intake = Intake(tokenizer, model_config, token_limit=self.scheduler.token_limit, seed=config.seed)
 
     # ---------------------------------------------------------------- requests
@@ -83,6 +91,7 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        lora: str | None = None,
     ) -> str:
         """Queue a prompt and return the request's id.
 
@@ -93,6 +102,7 @@ class Engine:
             priority: lower runs first, with ``scheduling_policy="priority"``.
             cache_salt: requests share cached blocks only with those of the same salt.
             add_special_tokens: let the tokenizer add its BOS; a rendered chat template brings its own.
+            lora: the name of a LoRA adapter that is loaded.
 
         Raises:
             RequestError: it can never be served, with what could be; nothing was queued.
@@ -101,7 +111,10 @@ class Engine:
         token_ids = self.encode(prompt, add_special_tokens)
         with self._alone():
             request_id = self._new_id(request_id, params.n)
-            requests = self._intake.make_requests(request_id, token_ids, params, priority=priority, salt=cache_salt)
+            adapter = None if lora is None else self.adapters.find(lora)
+            requests = self._intake.make_requests(
+                request_id, token_ids, params, priority=priority, salt=cache_salt, adapter=adapter
+            )
             try:
                 self._queue(request_id, prompt if isinstance(prompt, str) else None, token_ids, requests)
             except BaseException:  # refused, or interrupted half-way
@@ -154,6 +167,24 @@ class Engine:
         except BaseException:
             self._give_up()
             raise
+
+    def add_lora(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter, a folder in PEFT's format, for requests to ask for by ``name``.
+
+        Raises:
+            RequestError: it does not suit, or there are too many.
+        """
+        with self._alone():
+            return self.adapters.add(name, path)
+
+    def remove_lora(self, name: str) -> None:
+        """Forget an adapter; requests that have it are finished first. ``RequestError``: there is none."""
+        with self._alone():
+            self.adapters.remove(name)
+
+    def loras(self) -> list[AdapterInfo]:
+        """The adapters that requests may ask for."""
+        return self.adapters.infos()
 
     def has_unfinished_requests(self) -> bool:
         return len(self._assembler) > 0
@@ -211,6 +242,7 @@ class Engine:
         ends = [self.scheduler.finish(member, "stop", now, text) for member, text in stopped]
         late = [event for event in ends if event is not None]
         self._assembler.apply(late)
+        self.adapters.drop_unused()
         if self.config.debug:
             self.scheduler.check()
         self._tell(None, [*events, *late])
@@ -227,6 +259,7 @@ class Engine:
         finally:  # a device that is lost cannot be waited for
             self._in_flight.clear()
             events = self.scheduler.fail_all(time.monotonic())
+            self.adapters.drop_unused()
             self._assembler.apply(events)
             self._tell(None, events)
 
@@ -256,6 +289,7 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Schedu
         max_num_batched_tokens=tokens_per_step(config),
         policy=config.scheduling_policy,
         max_in_flight=2 if ahead else 1,
+        max_loras=config.lora_places,
         debug=config.debug,
     )
 

@@ -17,6 +17,13 @@ from octavo.outputs import Logprobs
 from octavo.sampling_params import SamplingParams
 
 
+class AdapterLoad(msgspec.Struct, frozen=True):
+    """A LoRA adapter that is to be on the device, as ``number``, from this step on; what was there is replaced."""
+
+    number: int
+    adapter_id: int
+
+
 class NewRow(msgspec.Struct, frozen=True):
     """A request that enters the batch, for the first time or again after a preemption.
 
@@ -28,6 +35,7 @@ class NewRow(msgspec.Struct, frozen=True):
         eos_token_ids: the model's end tokens, as this request sees them (none with ``ignore_eos``).
         bad_words: token sequences that it may not produce.
         block_ids: KV blocks found in the prefix cache, in order.
+        adapter: the number of its LoRA adapter on the device; 0: none.
     """
 
     slot: int
@@ -39,6 +47,7 @@ class NewRow(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     bad_words: tuple[tuple[int, ...], ...]
     block_ids: tuple[int, ...]
+    adapter: int = 0
 
     @property
     def token_ids(self) -> memoryview[int]:
@@ -119,8 +128,8 @@ Event = Admitted | Waits | Preempted | Sampled | PromptScored | Embedded | Finis
 class StepPlan(msgspec.Struct, frozen=True):
     """One step: which rows compute which tokens, and why the others do not.
 
-    ``entering`` rows are installed before ``rows`` are run. ``checksum`` is of the block tables of ``rows``,
-    in the order of their slots (see `table_checksum`), or None outside debug mode. Rows that are idle in this
+    ``loads`` are done and ``entering`` rows installed before ``rows`` are run. ``checksum`` is of the block tables of
+    ``rows``, in the order of their slots (see `table_checksum`), or None outside debug mode. Rows that are idle in this
     step are left out, as the device cannot tell them from those that have left.
     """
 
@@ -129,6 +138,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     entering: tuple[NewRow, ...] = ()
     events: tuple[Event, ...] = ()
     checksum: int | None = None
+    loads: tuple[AdapterLoad, ...] = ()
 
     @property
     def num_tokens(self) -> int:

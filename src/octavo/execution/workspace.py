@@ -32,7 +32,7 @@ def measure_workspace(
 
     def step(tokens: int) -> int:
         lens = whole_prompts(tokens, longest_request(config, model))
-        cache = scratch_step.compute(model, ops, lens, config.block_size, kv_dtype)
+        cache = scratch_step.compute(model, ops, lens, config.block_size, kv_dtype, max_loras=config.lora_places)
         return sum(layer.nbytes for layer in cache)
 
     def sampling() -> int:

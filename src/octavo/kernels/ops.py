@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.packed import Operand
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
@@ -59,6 +60,32 @@ class Ops(ABC):
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
         """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``. ``weight`` may be quantized, and may have been
         through ``pack_linear``.
+        """
+
+    @abstractmethod
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        """Sort a step's tokens by their adapters once, for ``lora_add`` of all layers.
+
+        Args:
+            numbers: ``[T]`` integers: each token's adapter in a `LoraStack`, from 1; 0: none.
+            max_loras: how many adapters a `LoraStack` has room for.
+
+        Returns:
+            The plan; or None if it is known that no token has an adapter.
+        """
+
+    @abstractmethod
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        """Add what each token's adapter makes of x to a linear layer's result (arXiv:2106.09685).
+
+        Args:
+            y: ``[T, N]``; may be overwritten.
+            x: ``[T, K]``, the layer's input.
+            stack: the layer's adapters.
+            plan: of this step, from ``plan_lora`` of the same ops.
+
+        Returns:
+            ``y[t] + scale * (x[t] @ A.T) @ B.T`` part by part, with the A, B and scale of t's adapter: ``[T, N]``.
         """
 
     @abstractmethod

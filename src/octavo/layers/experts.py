@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from octavo.config import ExpertsConfig, ModelConfig
 from octavo.errors import ModelError
+from octavo.kernels.lora import LoraPlan
 from octavo.kernels.packed_parts import stack_rows
 from octavo.layers.build import Build
 from octavo.layers.norm import Norm
@@ -76,8 +77,10 @@ class ExpertsMLP(nn.Module):
         self.gate_up_proj = ExpertsMatrix(build, count, (2 * size, hidden), _gate_up(experts, hidden, part))
         self.down_proj = ExpertsMatrix(build, count, (hidden, size), _down(experts, hidden, part))
 
-    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-        """The layer's result, and ``x + residual``."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's result, and ``x + residual``. No adapter has anything for experts (``lora``)."""
         x, residual = norm.add(x, residual)
         weights, ids = self.gate(x)
         out = self.ops.experts(x, self.gate_up_proj.operand, self.down_proj.operand, weights, ids)

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
 from octavo.kernels.ops import Ops
 from octavo.kernels.packed import Operand
 from octavo.kernels.packed_parts import take_expert
-from octavo.kernels.reference import attention, experts, norm, quantized, rotary, sampling
+from octavo.kernels.reference import attention, experts, lora, norm, quantized, rotary, sampling
 from octavo.kernels.reference.attention_plan import GroupedPlan
 from octavo.kernels.reference.sample_rows import sample_rows
 from octavo.kernels.reference.workspace import Workspace
@@ -34,6 +35,13 @@ class ReferenceOps(Ops):
 
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
         return quantized.linear(x, weight, bias)
+
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        plan = lora.GroupedLora(numbers)
+        return plan if plan.groups else None
+
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        return lora.lora_add(y, x, stack, own_lora(plan, lora.GroupedLora))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)

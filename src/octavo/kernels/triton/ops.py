@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
 from octavo.kernels.packed import Operand, PackedWeight
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
@@ -18,6 +19,7 @@ from octavo.kernels.triton import (
     experts,
     layer_norm,
     logprobs,
+    lora,
     matvec,
     norm,
     quantized,
@@ -80,6 +82,12 @@ class TritonOps(ReferenceOps):
         if self._products is not None and small_matmul.fits(x, weight):
             return self._products.linear(x, weight, bias)
         return super().linear(x, weight, bias)
+
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        return lora.SortedLora(numbers, max_loras)
+
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        return lora.lora_add(y, x, stack, own_lora(plan, lora.SortedLora))
 
     def add_norm_linear(
         self,
