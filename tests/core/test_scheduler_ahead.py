@@ -62,7 +62,7 @@ def test_no_step_is_planned_beyond_max_tokens() -> None:
 
 def test_a_request_with_a_grammar_is_planned_ahead_and_its_row_waits_for_a_mask_where_it_samples() -> None:
     form = SamplingParams(structured_outputs=StructuredOutputs(choice=["a"]))
-    scheduler, first, second = two_in_flight(
+    _, first, second = two_in_flight(
         make_request("grammar", 5, 3, params=form),
         make_request("plain", 5, 3),
         make_request("long", 60, 3, params=form),

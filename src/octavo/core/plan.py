@@ -16,7 +16,6 @@ import msgspec
 from octavo.outputs import Logprobs
 from octavo.sampling_params import SamplingParams
 
-
 TokenMasks = Mapping[int, bytes]
 """Slot -> which tokens may be sampled for it: bit i % 8 of byte i // 8 is token i; whole 32-bit words.
 
