@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from octavo.grammar.compiler import Compiler
 from octavo.grammar.matcher import MaskMaker, Matcher
 from octavo.grammar.vocabulary import Vocabulary
 from octavo.structured_outputs import StructuredOutputs
+from octavo.text.tokenizer import Tokenizer
 
 COMPILING = "compiling its grammar"
 
@@ -31,38 +32,68 @@ class Ending(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     compiled: Future[LLMatcher]
-    end_token_ids: tuple[int, ...]
+    ends: np.ndarray | None
+
+
+class _Tools:
+    """What is made when the first form comes."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.compiler = Compiler(vocabulary)
+        self.masks = MaskMaker(vocabulary)
 
 
 class Grammars:
     """One matcher for each completion that has a form, from `add` until `forget` or its end. One thread calls it."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._compiler = Compiler(vocabulary)
-        self._masks = MaskMaker(vocabulary)
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int) -> None:
+        """Costs nothing before the first `add`, which needs a ``tokenizer``. The model has ``vocab_size`` tokens."""
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._tools: _Tools | None = None
         self._waiting: dict[str, _Waiting] = {}
         self._matchers: dict[str, Matcher] = {}
 
-    def add(self, request_id: str, form: StructuredOutputs, end_token_ids: tuple[int, ...]) -> None:
-        """Expect tokens of a completion, once `ready` has told of it. Any of ``end_token_ids`` may end it, but only
-        where the grammar may end; without any it ends where the grammar leaves no other choice.
+    def add(self, request_id: str, form: StructuredOutputs, end_token_ids: tuple[int, ...]) -> str:
+        """Expect tokens of a completion. Any of ``end_token_ids`` may end it, but only where the grammar may end;
+        without any it ends where the grammar leaves no other choice.
+
+        Returns:
+            Why it must wait until `ready` tells of it, or an empty string: its grammar is at hand.
         """
-        self._waiting[request_id] = _Waiting(self._compiler.compile(form), end_token_ids)
+        tools = self._made_tools()
+        ends = tools.vocabulary.bits_of(end_token_ids) if end_token_ids else None
+        entry = _Waiting(tools.compiler.compile(form), ends)
+        if entry.compiled.done() and not self._begin({request_id: entry}):
+            return ""
+        self._waiting[request_id] = entry
+        return COMPILING
 
     def ready(self) -> tuple[list[str], list[Ending]]:
-        """The completions whose grammars have been compiled since the last call, and those whose cannot be."""
+        """The completions whose grammars have been compiled since the last call, and those that end before they began:
+        because theirs cannot be.
+        """
         done = {name: entry for name, entry in self._waiting.items() if entry.compiled.done()}
-        endings = []
-        for name, entry in done.items():
+        endings = self._begin(done)
+        for name in done:
             del self._waiting[name]
+        return list(done), endings
+
+    def _begin(self, compiled: Mapping[str, _Waiting]) -> list[Ending]:
+        """Make the matchers of completions whose grammars are compiled; who cannot go on."""
+        endings = []
+        for name, entry in compiled.items():
             try:
-                self._matchers[name] = Matcher(entry.compiled.result(), self._bits_of(entry.end_token_ids))
+                self._matchers[name] = Matcher(entry.compiled.result(), entry.ends)
             except RequestError as error:
                 endings.append(Ending(name, "error", str(error)))
-        names = [name for name in done if name in self._matchers]
-        endings += self._update(names)
-        return names, endings
+        return endings + self._update([name for name in compiled if name in self._matchers])
+
+    def _made_tools(self) -> _Tools:
+        if self._tools is None:
+            assert self._tokenizer is not None, "a request with a form needs a tokenizer"
+            self._tools = _Tools(Vocabulary(self._tokenizer, self._vocab_size))
+        return self._tools
 
     def wait(self, seconds: float) -> None:
         """Until a grammar is compiled, but no longer than ``seconds``."""
@@ -93,15 +124,13 @@ class Grammars:
 
     def stop(self) -> None:
         """Let go of the threads. Safe to call twice."""
-        self._compiler.stop()
+        if self._tools is not None:
+            self._tools.compiler.stop()
 
     def _update(self, names: Sequence[str]) -> list[Ending]:
         """Bring masks up to date; who cannot go on."""
         matchers = [self._matchers[name] for name in names]
         if matchers:
-            self._masks.update(matchers)
+            self._made_tools().masks.update(matchers)
         failed = [Ending(n, "error", m.error) for n, m in zip(names, matchers, strict=True) if m.error]
         return failed + [Ending(n, "stop", None) for n, m in zip(names, matchers, strict=True) if m.over]
-
-    def _bits_of(self, token_ids: tuple[int, ...]) -> np.ndarray | None:
-        return self._vocabulary.bits_of(token_ids) if token_ids else None

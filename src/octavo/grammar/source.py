@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
@@ -35,13 +36,9 @@ def parser_limits() -> LLParserLimits:
     return LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=25_000, verbose_errors=False)
 
 
-def first_line(error: str) -> str:
-    """The part of the library's message that is for users."""
-    return " ".join(error.partition("\n")[0].split())[:300]
-
-
 def explain(error: str) -> str:
-    """Why a grammar cannot be used, in one line."""
+    """The library's message in one line, without the excerpts of the source that it shows."""
     if error.startswith("NoExtension"):
         return "nothing can match it"
-    return first_line(error) or "it cannot be compiled"
+    lines = [line for line in error.splitlines() if not re.match(r"\s*(\d+ )?\||\s*\^|<non-verbose", line)]
+    return " ".join(" ".join(lines).split())[:300] or "it cannot be compiled"
