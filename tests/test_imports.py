@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "outputs", "errors", "version"}
+NOUNS = {"config", "sampling_params", "outputs", "cursor", "errors", "version"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"nouns", "core", "text", "weights", "execution", "assemble", "intake"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
-    "client": {"nouns", "engine"},
+    "client": {"nouns"},
+    "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
+    "async_llm": {"nouns", "client", "text", "intake"},
     "server": {"nouns", "client", "text"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""

@@ -72,7 +72,14 @@ class Intake:
             length *= 4
 
     def make_requests(
-        self, request_id: str, token_ids: list[int], params: SamplingParams, *, priority: int = 0, salt: str = ""
+        self,
+        request_id: str,
+        token_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        share_key: str = "",
     ) -> list[Request]:
         """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache.
 
@@ -90,6 +97,7 @@ class Intake:
             "bad_words": self._bad_words(params),
             "priority": as_integer("priority", priority),
             "salt": _as_text("cache_salt", salt).encode("utf-8", "surrogatepass"),
+            "share_key": _as_text("share_key", share_key),
         }
         others = params if params.prompt_logprobs is None else replace(params, prompt_logprobs=None)  # once is enough
         return [
