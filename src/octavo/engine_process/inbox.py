@@ -26,21 +26,30 @@ Item = Arrived | Abort | Call | Stop | Refused
 
 
 class Inbox:
-    """Reads messages until the socket's context is closed.
+    """Reads messages until the socket's context is ended. A context manager, which lets go of the socket."""
 
-    Args:
-        socket: is used by the thread alone from now on.
-        tokenize: token ids of a prompt, given whether special tokens are added; ``RequestError`` if it has none.
-            Called while the engine steps, in another thread than that.
-    """
-
-    def __init__(self, socket: zmq.Socket[bytes], tokenize: Callable[[Any, bool], list[int]]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
-        self._tokenize = tokenize
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._read, name="octavo-inbox", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def __enter__(self) -> Inbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is None:  # else it is the thread's to close, which no other thread may do
+            self._socket.close()
+
+    def start(self, tokenize: Callable[[Any, bool], list[int]]) -> None:
+        """Wait for the first message, the greeting, and then read in a thread.
+
+        Args:
+            tokenize: token ids of a prompt, given whether special tokens are added; ``RequestError`` if it has none.
+                Called by the thread, while another one steps the engine.
+        """
+        self._socket.recv()
+        self._tokenize = tokenize
+        self._thread = threading.Thread(target=self._read, name="octavo-inbox", daemon=True)
         self._thread.start()
 
     def take(self, *, wait: bool) -> list[Item]:

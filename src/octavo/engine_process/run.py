@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -34,15 +36,28 @@ SWITCH_SECONDS = 0.001
 def run(start: Start) -> None:
     """Serve an engine until it is stopped. Raises what keeps it from starting, and what ends it."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    with zmq.Context() as context, Outbox(_bound(context, zmq.PUSH, start.folder, "news")) as outbox:
-        requests = _bound(context, zmq.PULL, start.folder, "requests")
+    with (
+        _context() as context,
+        Outbox(_bound(context, zmq.PUSH, start.folder, "news")) as outbox,
+        Inbox(_bound(context, zmq.PULL, start.folder, "requests")) as inbox,
+    ):
         config = locate(start.config)
         engine = build_engine(config, sys.stderr.isatty(), lambda phase: outbox.send(Loading(phase)))
         try:
-            requests.recv()  # the greeting: whoever is told that all is ready need not wonder whether it can be reached
-            _serve(engine, Inbox(requests, engine.encode), outbox, describe(engine, start.config, config), start.limits)
+            inbox.start(engine.encode)
+            _serve(engine, inbox, outbox, describe(engine, start.config, config), start.limits)
         finally:
             engine.shutdown()
+
+
+@contextlib.contextmanager
+def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """Ends when all messages have left; the sockets are closed by those who use them."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        yield context
+    finally:
+        context.term()
 
 
 def _bound(context: zmq.Context[zmq.Socket[bytes]], kind: int, folder: str, name: str) -> zmq.Socket[bytes]:
@@ -56,7 +71,6 @@ def _bound(context: zmq.Context[zmq.Socket[bytes]], kind: int, folder: str, name
 def _serve(engine: Engine, inbox: Inbox, outbox: Outbox, info: EngineInfo, limits: Limits) -> None:
     door = Door(limits)
     meter = Meter(engine, door)
-    inbox.start()
     outbox.send(Ready(info))
     with pulse(outbox, meter):
         EngineLoop(engine, inbox, outbox.send, door, meter).run()
