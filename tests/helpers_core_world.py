@@ -52,7 +52,7 @@ class Setup:
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + rng.choice([0, 1, 2, 5, 20]),
             max_loras=rng.choice([0, 1, 2, 3]),
-            policy=rng.choice(["fcfs", "priority"]),
+            policy=rng.choice(["fcfs", "priority", "fair"]),
             max_in_flight=rng.choice([1, 2, 2, 2, 3]),
             enable_caching=rng.random() < 0.85,
             debug=rng.random() < 0.3,
@@ -107,6 +107,7 @@ class World:
         priority: int = 0,
         adapter: Adapter | None = None,
         held: str = "",
+        share_key: str = "",
         eos: tuple[int, ...] = (EOS,),
     ) -> str:
         """Send a request that fits."""
@@ -120,6 +121,7 @@ class World:
             salt=salt,
             adapter=adapter,
             held=held,
+            share_key=share_key,
         )
         self.num_added += 1
         self.salts[request.id] = salt
@@ -287,6 +289,7 @@ def draw_request(world: World, rng: Random, prompts: list[list[int]]) -> str:
         priority=int(draws[1] * 3),
         adapter=rng.choice([None, *ADAPTERS]) if world.setup.max_loras else None,
         held="compiling" if draws[3] < 0.15 else "",
+        share_key=str(int(draws[2] * 3)),
         eos=() if draws[3] > 0.7 else (EOS,),
     )
 

@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "errors", "version", "lora"}
+NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version", "lora"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -40,7 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake", "adapters"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
-    "client": {"nouns", "engine"},
+    "client": {"nouns"},
+    "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
+    "async_llm": {"nouns", "client", "text", "intake"},
     "server": {"nouns", "client", "text"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""

@@ -96,6 +96,7 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        share_key: str = "",
         add_special_tokens: bool = True,
         lora: str | None = None,
     ) -> str:
@@ -107,6 +108,7 @@ class Engine:
             request_id: a name of the caller's own, which no unfinished request may have.
             priority: lower runs first, with ``scheduling_policy="priority"``.
             cache_salt: requests share cached blocks only with those of the same salt.
+            share_key: whose request it is, with ``scheduling_policy="fair"``.
             add_special_tokens: let the tokenizer add its BOS; a rendered chat template brings its own.
             lora: the name of a LoRA adapter that is loaded.
 
@@ -119,7 +121,13 @@ class Engine:
             request_id = self._new_id(request_id, params.n)
             adapter = None if lora is None else self.adapters.find(lora)
             requests = self._intake.make_requests(
-                request_id, token_ids, params, priority=priority, salt=cache_salt, adapter=adapter
+                request_id,
+                token_ids,
+                params,
+                priority=priority,
+                salt=cache_salt,
+                adapter=adapter,
+                share_key=share_key,
             )
             try:
                 self._queue(request_id, prompt if isinstance(prompt, str) else None, token_ids, requests)
@@ -162,11 +170,11 @@ class Engine:
         """The output of an unfinished request, which grows as the engine steps; None if there is no such request."""
         return self._assembler.output(request_id)
 
-    def abort(self, request_id: str) -> RequestOutput | None:
+    def abort(self, request_id: str, stop_reason: str | None = None) -> RequestOutput | None:
         """End a request now; its output so far, or None if there is no such unfinished request."""
         with self._alone():
-            now = time.monotonic()
-            ends = [self.scheduler.finish(member, "abort", now) for member in self._assembler.member_ids(request_id)]
+            now, members = time.monotonic(), self._assembler.member_ids(request_id)
+            ends = [self.scheduler.finish(member, "abort", now, stop_reason) for member in members]
             outputs = self._apply_ends(ends)
         return outputs[0] if outputs else None
 
@@ -207,6 +215,11 @@ class Engine:
     def loras(self) -> list[AdapterInfo]:
         """The adapters that requests may ask for."""
         return self.adapters.infos()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what is cached of prompts; requests that run keep their blocks."""
+        with self._alone():
+            self.scheduler.pool.forget_all()
 
     def has_unfinished_requests(self) -> bool:
         return len(self._assembler) > 0

@@ -81,6 +81,7 @@ class Intake:
         priority: int = 0,
         salt: str = "",
         adapter: Adapter | None = None,
+        share_key: str = "",
     ) -> list[Request]:
         """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache.
 
@@ -99,6 +100,7 @@ class Intake:
             "priority": as_integer("priority", priority),
             "adapter": adapter,
             "salt": _as_text("cache_salt", salt).encode("utf-8", "surrogatepass"),
+            "share_key": _as_text("share_key", share_key),
         }
         others = params if params.prompt_logprobs is None else replace(params, prompt_logprobs=None)  # once is enough
         return [
