@@ -52,7 +52,7 @@ class Setup:
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + rng.choice([0, 1, 2, 5, 20]),
             max_loras=rng.choice([0, 1, 2, 3]),
-            policy=rng.choice(["fcfs", "priority"]),
+            policy=rng.choice(["fcfs", "priority", "fair"]),
             max_in_flight=rng.choice([1, 2, 2, 2, 3]),
             enable_caching=rng.random() < 0.85,
             debug=rng.random() < 0.3,
@@ -106,7 +106,8 @@ class World:
         salt: bytes = b"",
         priority: int = 0,
         adapter: Adapter | None = None,
-        needs_last_token: bool = False,
+        held: str = "",
+        share_key: str = "",
         eos: tuple[int, ...] = (EOS,),
     ) -> str:
         """Send a request that fits."""
@@ -119,14 +120,27 @@ class World:
             priority=priority,
             salt=salt,
             adapter=adapter,
-            needs_last_token=needs_last_token,
+            held=held,
+            share_key=share_key,
         )
         self.num_added += 1
         self.salts[request.id] = salt
         self.scheduler.add(request)
-        self.clients[request.id] = Client(request, prompt, self._deadline(prompt, max_tokens))
+        deadline = float("inf") if held else self._deadline(prompt, max_tokens)
+        self.clients[request.id] = Client(request, prompt, deadline)
         self._check("add")
         return request.id
+
+    def held(self) -> list[str]:
+        return [name for name, client in self.clients.items() if client.request.held]
+
+    def release(self, request_id: str) -> None:
+        """What it was held for has come; twice is as good as once."""
+        client = self.clients[request_id]
+        client.deadline = self._deadline(client.prompt, client.request.max_tokens)
+        self.scheduler.release(request_id)
+        self.scheduler.release(request_id)
+        self._check("release")
 
     def plan(self) -> StepPlan | None:
         """Plan a step; it is launched, but the device runs it only when it lands."""
@@ -170,6 +184,8 @@ class World:
 
     def drain(self) -> None:
         """Run until nothing is left; then everything must be free."""
+        for request_id in self.held():
+            self.release(request_id)
         while self.scheduler.has_work():
             if self.plan() is None or len(self.flights) == self.setup.max_in_flight:
                 self.land()
@@ -272,7 +288,8 @@ def draw_request(world: World, rng: Random, prompts: list[list[int]]) -> str:
         salt=b"s" if draws[0] < 0.1 else b"",
         priority=int(draws[1] * 3),
         adapter=rng.choice([None, *ADAPTERS]) if world.setup.max_loras else None,
-        needs_last_token=draws[3] < 0.15,
+        held="compiling" if draws[3] < 0.15 else "",
+        share_key=str(int(draws[2] * 3)),
         eos=() if draws[3] > 0.7 else (EOS,),
     )
 
@@ -290,6 +307,8 @@ def wander(world: World, rng: Random, num_moves: int) -> None:
             world.forget(rng.choice(ADAPTERS))
         elif draw < 0.0072:
             world.fail_all()
+        elif draw < 0.03 and world.held():
+            world.release(rng.choice(world.held()))
         elif draw < 0.2 and len(world.clients) < crowd:
             draw_request(world, rng, prompts)
         elif world.flights and (draw > 0.65 or len(world.flights) == world.setup.max_in_flight):

@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "outputs", "errors", "version", "lora"}
+NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version", "lora"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,15 +36,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assemble": {"nouns", "core", "text"},
     "intake": {"nouns", "core", "text"},
     "adapters": {"nouns", "core", "execution"},
-    "engine": {"nouns", "core", "text", "weights", "execution", "assemble", "intake", "adapters"},
+    "grammar": {"nouns", "core.plan", "text"},
+    "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake", "adapters"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
-    "client": {"nouns", "engine"},
+    "client": {"nouns"},
+    "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
+    "async_llm": {"nouns", "client", "text", "intake"},
     "server": {"nouns", "client", "text"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
-TORCH_FREE = ["core", "ggml", "text", "weights", "cli", "glass", "client", "server"]
+TORCH_FREE = ["core", "ggml", "text", "grammar", "weights", "cli", "glass", "client", "server"]
 
 
 def room_of(module: str) -> str:

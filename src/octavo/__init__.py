@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from octavo.lora import LoRARequest
     from octavo.outputs import CompletionOutput, Logprob, RequestOutput
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import StructuredOutputs
 
 _HOMES = {
     "LLM": "octavo.llm",
@@ -25,6 +26,7 @@ _HOMES = {
     "EngineConfig": "octavo.config",
     "SamplingParams": "octavo.sampling_params",
     "LoRARequest": "octavo.lora",
+    "StructuredOutputs": "octavo.structured_outputs",
     "RequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
     "Logprob": "octavo.outputs",
@@ -48,6 +50,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "UsageError",
     "__version__",
 ]

@@ -81,6 +81,7 @@ class Intake:
         priority: int = 0,
         salt: str = "",
         adapter: Adapter | None = None,
+        share_key: str = "",
     ) -> list[Request]:
         """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache.
 
@@ -99,6 +100,7 @@ class Intake:
             "priority": as_integer("priority", priority),
             "adapter": adapter,
             "salt": _as_text("cache_salt", salt).encode("utf-8", "surrogatepass"),
+            "share_key": _as_text("share_key", share_key),
         }
         others = params if params.prompt_logprobs is None else replace(params, prompt_logprobs=None)  # once is enough
         return [
@@ -114,6 +116,8 @@ class Intake:
         ]
 
     def _check_needs_text(self, params: SamplingParams) -> None:
+        if self._tokenizer is None and params.structured_outputs is not None:
+            raise RequestError("the model came without a tokenizer; structured_outputs need one: LLM(tokenizer=…)")
         if self._tokenizer is None and (params.stop or params.bad_words):
             raise RequestError("the model came without a tokenizer; use stop_token_ids in place of stop and bad_words")
 

@@ -30,6 +30,7 @@ class Draft:
         self.requests: list[Request] = []
         self.entering: list[NewRow] = []
         self.loads: list[AdapterLoad] = []
+        self.masked: list[tuple[int, str]] = []
         self.events: list[Event] = list(untold)
 
     def enter(self, request: Request, load: AdapterLoad | None = None) -> None:
@@ -53,7 +54,7 @@ class Draft:
 
     def freeze(self, *, with_checksum: bool) -> StepPlan:
         checksum = self._checksum() if with_checksum else None
-        parts = tuple(self.rows), tuple(self.entering), tuple(self.events)
+        parts = tuple(self.rows), tuple(self.entering), tuple(self.events), tuple(self.masked)
         return StepPlan(self.step, *parts, checksum, tuple(self.loads))
 
     def _checksum(self) -> int:

@@ -41,13 +41,15 @@ class Request:
         max_tokens: output tokens at most, after the model's length was taken into account.
         eos_token_ids: end tokens; empty with ``ignore_eos``.
         bad_words: token sequences that may not be produced.
-        needs_last_token: it cannot be planned ahead: its next step depends on the value of its last token (a
-            grammar).
+        held: why it may not run yet, whatever is free; an empty string for nearly all.
         adapter: its LoRA adapter, or None.
         adapter_number: the place of its adapter on the device while it runs; 0: none.
         block_hashes: of its full blocks of known tokens, as far as they were needed.
         num_registered: how many of its blocks the pool was told the hash of.
         last_step: the last step that it takes part in, or -1.
+        share_key: whose it is, for fair shares.
+        num_charged: tokens that its key was charged for; what is computed again is the engine's own expense.
+        num_queued_tokens: tokens that it had when it last began to wait.
     """
 
     id: str
@@ -59,7 +61,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     salt: bytes = b""
-    needs_last_token: bool = False
+    held: str = ""
     adapter: Adapter | None = None
     num_prompt_tokens: int = -1
     sequence: int = 0
@@ -72,6 +74,9 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     last_step: int = -1
+    share_key: str = ""
+    num_charged: int = 0
+    num_queued_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     def __post_init__(self) -> None:
@@ -91,7 +96,7 @@ class Request:
     def num_remaining(self) -> int:
         """Tokens to compute before the next one can be sampled; 0 if none is wanted or can be planned."""
         num_tokens = len(self.tokens) + self.num_pending
-        if num_tokens - self.num_prompt_tokens >= self.max_tokens or (self.num_pending and self.needs_last_token):
+        if num_tokens - self.num_prompt_tokens >= self.max_tokens:
             return 0
         return num_tokens - self.num_computed
 

@@ -12,7 +12,8 @@ Steps are planned ahead: while step n runs, step n + 1 is planned, from counts a
 - a block is registered in the prefix cache only when its tokens have arrived;
 - slots and blocks of a request that leaves are freed when the last step that it takes part in has come back
   (until then they are in limbo);
-- a request that needs the value of its last token (a grammar) is not planned ahead; it alone waits.
+- a grammar's mask needs the value of the last token: it follows the plan (`TokenMasks`), and only the sampling of
+  the row waits for it.
 
 A block may be registered as soon as a planned step writes it, because steps run in the order of their
 planning, and within a step each layer writes all keys and values before it reads any.
@@ -26,6 +27,7 @@ from itertools import chain
 from octavo.core.batch import Batch
 from octavo.core.blocks import BlockPool
 from octavo.core.draft import Draft
+from octavo.core.fair import FairQueue
 from octavo.core.invariants import check_scheduler
 from octavo.core.plan import (
     Embedded,
@@ -59,7 +61,7 @@ class Scheduler:
     """Decides; does nothing. At most ``max_in_flight`` plans wait for being applied, in their order.
 
     Attributes:
-        requests: all that are not finished, by id; each is either in ``running`` or in ``waiting``.
+        requests: all that are not finished, by id; each is in ``running``, in ``waiting``, or held.
         running: those that have a slot, in the policy's order.
     """
 
@@ -87,11 +89,12 @@ class Scheduler:
         self.max_in_flight = max_in_flight
         self.debug = debug
         self.policy = POLICIES[policy]
+        self._is_fair = policy == "fair"
         self.requests: dict[str, Request] = {}
         self.batch = Batch(pool, max_num_seqs, self.policy, max_loras)
         self.running = self.batch.running
         self.in_flight = self.batch.in_flight
-        self.waiting = WaitingQueue(self.policy)
+        self.waiting = self._new_queue()
         self._next_step = 0
         self._next_sequence = 0
         self._untold: list[Event] = []  # of attempts to plan that gave no step; they go out with the next events
@@ -102,10 +105,13 @@ class Scheduler:
         # A little room is kept for the requests that run, so that they do not preempt what was just admitted.
         self._headroom = pool.num_blocks // 100
 
+    def _new_queue(self) -> WaitingQueue | FairQueue:
+        return FairQueue() if self._is_fair else WaitingQueue(self.policy)
+
     # ---------------------------------------------------------------- requests
 
     def add(self, request: Request, now: float = 0.0) -> None:
-        """Put a new request into the waiting queue.
+        """Put a new request into the waiting queue; one that is ``held`` only once it is released.
 
         Raises:
             RequestError: it could never run to its end; the message says what would fit.
@@ -117,7 +123,20 @@ class Scheduler:
         self._next_sequence += 1
         request.metrics.arrival_time = now
         self.requests[request.id] = request
-        self.waiting.push(request)
+        if request.held:
+            request.metrics.waited_for = request.held
+        else:
+            self.waiting.push(request)
+
+    def release(self, request_id: str) -> None:
+        """Let a request that was held take its place in the queue, as if it had waited there; others may have gone on.
+
+        Nothing happens if it is over.
+        """
+        request = self.requests.get(request_id)
+        if request is not None and request.held:
+            request.held = ""
+            self.waiting.push(request)
 
     def finish(
         self, request_id: str, reason: str, now: float = 0.0, stop_reason: str | int | None = None
@@ -147,7 +166,8 @@ class Scheduler:
 
     def stats(self) -> Stats:
         pool = self.pool
-        return Stats(len(self.running), len(self.waiting), pool.num_free, pool.num_cached, pool.num_blocks)
+        waiting = len(self.requests) - len(self.running)
+        return Stats(len(self.running), waiting, pool.num_free, pool.num_cached, pool.num_blocks)
 
     def check(self) -> None:
         """Raise ``AssertionError`` if any invariant is broken. Costs O(blocks): for tests and debug mode."""
@@ -265,12 +285,16 @@ class Scheduler:
         new_blocks = self.batch.extend(request, count, need, draft.step)
         samples = start + count == len(request.tokens) + request.num_pending
         request.num_pending += samples
+        if isinstance(self.waiting, FairQueue):
+            self.waiting.charge(request, count)
         draft.rows.append(RowStep(request.slot, start, count, new_blocks, samples))
+        if samples and request.params.structured_outputs is not None:
+            draft.masked.append((request.slot, request.id))
         draft.requests.append(request)
 
     def _check_for_deadlock(self, draft: Draft) -> None:
         """Nothing to do with nothing in flight would mean to wait for ever: that must not happen."""
-        if self.requests and not self.in_flight:
+        if (self.running or self.waiting) and not self.in_flight:
             raise AssertionError(f"no request can go on: {self.stats()}, {draft.events}")
 
     # ---------------------------------------------------------------- apply
@@ -325,8 +349,8 @@ class Scheduler:
         if not waits:
             self.batch.leave(request)
         request.status = Status.FINISHED
-        if waits:
-            self.waiting.discard()
+        if waits and not request.held:
+            self.waiting.discard(request)
         request.metrics.finished_time = now
         del self.requests[request.id]
         # Its end must be the last that is heard of it.
@@ -341,7 +365,7 @@ class Scheduler:
         requests = list(self.requests.values())
         self.requests.clear()
         self.running.clear()
-        self.waiting = WaitingQueue(self.policy)
+        self.waiting = self._new_queue()
         self._untold = []
         self.in_flight.reset()
         self.batch.adapters.reset()

@@ -44,6 +44,12 @@ class Ops(ABC):
     def pack_linear(self, weight: Operand) -> Operand:
         """``weight [out, in]`` in the form that ``linear`` multiplies with fastest: maybe as it is, maybe opaque."""
 
+    @abstractmethod
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        """``weight [count * out, in]``, the matrices of all experts one above the other, in the form that ``experts``
+        multiplies with fastest, as ``pack_linear`` does it. ``dtype``: of the model.
+        """
+
     def multiplies(self, kind: str) -> bool:
         """Whether ``linear`` is at least as fast with a weight that a GGUF file has packed as ``kind`` ("Q4_K") as with
         a plain one. Such weights then stay packed when they are loaded; others are expanded.
@@ -133,13 +139,14 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
         """Each token through its own experts, which are gated feed-forward layers; their results are summed up.
 
         Args:
             x: ``[T, H]``.
-            gate_up: ``[E, 2I, H]``: for each expert the gate's rows, then those of the values.
-            down: ``[E, H, I]``.
+            gate_up: ``[E * 2I, H]``: for each expert the gate's rows, then those of the values. May be quantized, and
+                may have been through ``pack_experts``, as ``down``.
+            down: ``[E * H, I]``.
             weights: ``[T, k]`` float32, by which results are multiplied.
             ids: ``[T, k]`` int64: which experts, all different.
 
@@ -277,6 +284,16 @@ class Ops(ABC):
             last: where the tokens are written, too.
             filters: False: no row with a temperature above 0 has min-p, top-k or top-p, so that a backend may leave
                 out the work of looking.
+        """
+
+    @abstractmethod
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        """Set the logits of tokens that a row may not get to -inf, in place.
+
+        Args:
+            logits: ``[S, V]`` float32, rows contiguous.
+            rows: ``[R]`` int64: which rows of it, none twice.
+            bitmask: ``[R, ceil(V / 32)]`` int32: bit i % 32 of word i // 32 says whether the row may get token i.
         """
 
     @abstractmethod

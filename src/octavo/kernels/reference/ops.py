@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, o
 from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
 from octavo.kernels.ops import Ops
 from octavo.kernels.packed import Operand
+from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.reference import attention, experts, lora, norm, quantized, rotary, sampling
 from octavo.kernels.reference.attention_plan import GroupedPlan
 from octavo.kernels.reference.sample_rows import sample_rows
@@ -26,6 +28,9 @@ class ReferenceOps(Ops):
         return F.embedding(ids, weight)
 
     def pack_linear(self, weight: Operand) -> Operand:
+        return weight
+
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
         return weight
 
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
@@ -64,9 +69,12 @@ class ReferenceOps(Ops):
     def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         return experts.top_experts(logits, k, normalise)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
+        count = down.shape[0] // x.shape[1]
+
         def expert(e: int, rows: Tensor) -> Tensor:
-            return self.linear(self.silu_mul(self.linear(rows, gate_up[e])), down[e])
+            inner = self.silu_mul(self.linear(rows, take_expert(gate_up, e, count)))
+            return self.linear(inner, take_expert(down, e, count))
 
         return experts.experts(x, weights, ids, expert)
 
@@ -102,6 +110,9 @@ class ReferenceOps(Ops):
         self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
     ) -> Sampled:
         return sample_rows(logits, params, last)
+
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        sampling.apply_token_bitmask(logits, rows, bitmask)
 
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         return sampling.gather_logprobs(logits, token_ids, k)

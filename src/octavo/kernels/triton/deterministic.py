@@ -58,8 +58,9 @@ class DeterministicOps(TritonOps):
             return quantized.linear_in_one_order(x, weight, bias)
         return matmul.linear(x, weight, bias)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        tile = experts.choose(1, len(down), x.dtype)  # that of a single token, which wastes least where a row decodes
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
+        # That of a single token, which wastes least where a row decodes.
+        tile = experts.choose(1, down.shape[0] // x.shape[1], x.dtype)
         return experts.experts(x, gate_up, down, weights, ids, tile)
 
     def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:

@@ -24,11 +24,13 @@ from octavo.kernels.triton import (
     norm,
     quantized,
     quantized_blocks,
+    quantized_experts,
     quantized_pack,
     rotary,
     routing,
     sampling,
     small_matmul,
+    token_bitmask,
 )
 from octavo.kernels.triton.attention import PagedAttention
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
@@ -134,7 +136,10 @@ class TritonOps(ReferenceOps):
     def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         return routing.top_experts(logits, k, normalise=normalise)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        return quantized_experts.pack(weight, dtype)
+
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
         return experts.experts(x, gate_up, down, weights, ids)
 
     def rotate_and_store(
@@ -192,6 +197,9 @@ class TritonOps(ReferenceOps):
         self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
     ) -> Sampled:
         return sampling.sample(logits, params, last, filters)
+
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        token_bitmask.apply_token_bitmask(logits, rows, bitmask)
 
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         return logprobs.gather_logprobs(logits, token_ids, k)
