@@ -119,6 +119,8 @@ REFUSED = [
     ({"alpha_pattern": {"(.*.*.*)x": 3}}, "is not supported; accepted: names, and patterns"),
     ({"rank_pattern": {"a{1,30}": 3}}, "is not supported; accepted: names, and patterns"),
     ({"rank_pattern": {f"x{i}": 2 for i in range(1025)}}, "has 1025 patterns; at most 1024 are accepted"),
+    ({"layers_to_transform": 0, "layers_pattern": "x)|(?:a"}, "the pattern .* cannot be used"),
+    ({"layers_to_transform": 1, "layers_pattern": "x|(layers)"}, "q_proj is not among the modules"),
     ({"layers_pattern": "(l+)+"}, "is not supported; accepted: names, and patterns"),
     ({"target_modules": ["k_proj"]}, "q_proj is not among the modules that adapter_config.json names"),
     ({"r": 8}, r"lora_A \[4, 6\] and lora_B \[10, 4\]; expected: \[8, in\] and \[out, 8\]"),

@@ -107,7 +107,7 @@ class AdapterConfig:
         if self.layers is None:
             return True
         found = (pattern.match(module) for pattern in self.layer_patterns)
-        return next((int(match[1]) for match in found if match), None) in self.layers
+        return next((int(match["layer"]) for match in found if match), None) in self.layers
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -149,7 +149,7 @@ def _interpret(path: Path, json: AdapterConfigJson) -> AdapterConfig:
         targets=frozenset(json.target_modules) if listed else None,
         excluded=frozenset(json.exclude_modules or ()) if listed else frozenset(),
         layers=frozenset(layers) if layers else None,
-        layer_patterns=tuple(_compile(path, pattern, r"(?:^|.*?\.){}\.(\d+)\.") for pattern in in_front),
+        layer_patterns=tuple(_compile(path, pattern, r"(?:^|.*?\.){}\.(?P<layer>\d+)\.") for pattern in in_front),
     )
 
 
@@ -158,7 +158,7 @@ def _patterns(path: Path, patterns: Mapping[str, T]) -> Iterator[tuple[re.Patter
     if len(patterns) > MAX_PATTERNS:
         raise ModelError(f"{path} has {len(patterns)} patterns; at most {MAX_PATTERNS} are accepted")
     for pattern, value in patterns.items():
-        yield _compile(path, pattern, r"(?:.*\.)?(?:{})$"), value
+        yield _compile(path, pattern, r"(?:.*\.)?{}$"), value
 
 
 def _compile(path: Path, pattern: str, frame: str) -> re.Pattern[str]:
@@ -169,7 +169,8 @@ def _compile(path: Path, pattern: str, frame: str) -> re.Pattern[str]:
             f"{MAX_REPEATS} of * and +, none of them behind a group"
         )
     try:
-        return re.compile(frame.format(pattern))
+        re.compile(pattern)  # by itself, so that none of its brackets closes one of the frame's
+        return re.compile(frame.format(f"(?:{pattern})"))
     except (re.error, RecursionError, OverflowError) as error:
         raise ModelError(f"{path}: the pattern {pattern!r:.80} cannot be used: {error}") from None
 
