@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from octavo.text.output.lark import Speller
 from octavo.text.output.pieces import Piece, ToolArguments, ToolCallEnd, ToolCallStart
 from octavo.text.output.source import NotACallError, Parse, Source
 
@@ -37,8 +38,16 @@ class CallShape(Protocol):
         """
         ...
 
-    def rules(self, symbol: str, function: Function) -> str:
-        """Lark rules, in llguidance's dialect, of which ``symbol`` is a call of ``function``."""
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The fixed texts within a call, of which special tokens may be a part."""
+        ...
+
+    def rules(self, symbol: str, function: Function, spell: Speller) -> str:
+        """Lark rules, in llguidance's dialect, of which ``symbol`` is a call of ``function``.
+
+        ``spell`` gives the terminals of what may hold special tokens.
+        """
         ...
 
 

@@ -14,11 +14,7 @@ from octavo.text.output.tagged_calls import TaggedShape
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningFormat:
-    """Reasoning stands at the beginning, between two markers.
-
-    Attributes:
-        signs: texts of which a chat template for it has one.
-    """
+    """Reasoning stands at the beginning, between two markers."""
 
     name: str
     start: str
@@ -61,7 +57,8 @@ class ToolFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        return tuple(marker.strip() for marker in (*self.openings, *self.ends, self.section[1]) if marker)
+        """All texts of which special tokens may be a part."""
+        return (*self.section, self.start, *self.ends, *self.shape.markers)
 
 
 @dataclass(frozen=True)
@@ -187,10 +184,11 @@ TOOLS = (
         bare=True,
         between=None,
         shape=JsonShape(needs_arguments=True),
-        signs=("tools",),
+        signs=(),
     ),
 )
-"""Of two formats that a template may be of, the first is meant. The last is what any model can be told to write."""
+"""Of two formats that a template may be of, the first is meant. The last is what a model is told to write if
+its template knows of no tools; see `octavo.text.tools_prompt`."""
 
 _TOOL_ALIASES = {
     "llama": "llama3_json",

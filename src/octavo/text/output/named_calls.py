@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
 from octavo.text.output.calls import Calls, Function
 from octavo.text.output.json_calls import JsonShape, stream_object
+from octavo.text.output.lark import Speller, json_value
 from octavo.text.output.source import NotACallError, Parse
 
 _MAX_HEAD = 512
@@ -46,9 +46,13 @@ class NamedShape:
         calls.start(found["name"], found.groupdict().get("id"))
         yield from stream_object(calls)
 
-    def rules(self, symbol: str, function: Function) -> str:
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return () if self.written is None else (self.written,)
+
+    def rules(self, symbol: str, function: Function, spell: Speller) -> str:
         if self.written is None:
-            return JsonShape().rules(symbol, function)
+            return JsonShape().rules(symbol, function, spell)
         head = self.written.replace("{name}", function.name)
-        parts = " /[0-9]+/ ".join(json.dumps(part) for part in head.split("{index}"))
-        return f"{symbol}: {parts} %json {json.dumps(function.parameters)}\n"
+        parts = " /[0-9]{1,4}/ ".join(map(spell, head.split("{index}")))
+        return f"{symbol}: {parts} {json_value(function.parameters)}\n"

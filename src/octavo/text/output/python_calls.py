@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.text.output.calls import Calls, Function, read_name
+from octavo.text.output.lark import Speller, json_value, quoted
 from octavo.text.output.nesting import read_value
 from octavo.text.output.source import NotACallError, Parse
 
@@ -30,14 +31,18 @@ class PythonShape:
             yield from source.skip_space()
         yield from source.expect("]")
 
-    def rules(self, symbol: str, function: Function) -> str:
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return ()
+
+    def rules(self, symbol: str, function: Function, spell: Speller) -> str:
         """An argument that is not required may be left out, which moves the commas: ``_first_i`` are the arguments from
         the i-th on if none was written before them, ``_next_i`` if some was."""
         schema = function.parameters if isinstance(function.parameters, Mapping) else {}
         properties = schema.get("properties", {})
-        lines = [f'{symbol}: {json.dumps(function.name + "(")} {symbol}_first_0 ")"']
-        for i, key in enumerate(properties):
-            argument, after = f"{json.dumps(key + '=')} %json {_standalone(schema, key)}", f"{symbol}_next_{i + 1}"
+        lines = [f'{symbol}: {quoted(function.name + "(")} {symbol}_first_0 ")"']
+        for i, (key, value) in enumerate(properties.items()):
+            argument, after = f"{quoted(key + '=')} {json_value(value, schema)}", f"{symbol}_next_{i + 1}"
             skip = key not in schema.get("required", ())
             lines.append(f"{symbol}_first_{i}: {argument} {after}" + (f" | {symbol}_first_{i + 1}" if skip else ""))
             lines.append(f'{symbol}_next_{i}: ", " {argument} {after}' + (f" | {after}" if skip else ""))
@@ -86,11 +91,3 @@ def _as_json(text: str) -> str:
     except (ValueError, RecursionError):
         raise NotACallError from None
     return text
-
-
-def _standalone(schema: Mapping[str, object], key: str) -> str:
-    """The JSON text of one property's schema, with the definitions that it may refer to."""
-    value = schema["properties"][key]  # type: ignore[index]
-    if isinstance(value, Mapping):
-        value = {**value, **{name: schema[name] for name in ("$defs", "definitions") if name in schema}}
-    return json.dumps(value)

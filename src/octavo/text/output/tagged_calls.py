@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.text.output.calls import Calls, Function, Schema, read_name
+from octavo.text.output.lark import Speller, json_value, quoted
 from octavo.text.output.markers import Markers
 from octavo.text.output.source import Parse
 
@@ -42,22 +43,26 @@ class TaggedShape:
         calls.arguments("{")
         separator = ""
         while (key := (yield from self._read_key(calls))) is not None:
-            calls.arguments(f"{separator}{_quoted(key)}: ")
+            calls.arguments(f"{separator}{_json_text(key)}: ")
             yield from self._read_value(calls, _property(calls.schema(name), key))
             separator = ", "
         calls.arguments("}")
         calls.end()
         yield from calls.source.literal(self.end.strip())
 
-    def rules(self, symbol: str, function: Function) -> str:
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return (*self.head, *self.tag, self.end)
+
+    def rules(self, symbol: str, function: Function, spell: Speller) -> str:
         before, after = self.head
         schema = function.parameters if isinstance(function.parameters, Mapping) else {}
-        tags, rules = [], []
+        tags, rules = list[str](), list[str]()
         for i, key in enumerate(schema.get("properties", {})):
             tags.append(f"{symbol}_{i}" + ("" if key in schema.get("required", ()) else "?"))
-            rules.append(self._tag_rules(f"{symbol}_{i}", key, schema))
-        head = json.dumps(before + function.name + after)
-        return f"{symbol}: {' '.join([head, *tags, json.dumps(self.end)])}\n" + "".join(rules)
+            rules.append(self._tag_rules(f"{symbol}_{i}", key, schema, spell))
+        head = spell(before + function.name + after)
+        return f"{symbol}: {' '.join([head, *tags, spell(self.end)])}\n" + "".join(rules)
 
     def _read_key(self, calls: Calls) -> Parse[str | None]:
         """The name of the next argument, with the tags around it; None if something else comes."""
@@ -90,26 +95,24 @@ class TaggedShape:
         calls.arguments('"')
         while (found := markers.cut(source.text))[1] < 0:
             source.at = len(source.text) if source.ended else found[0]
-            calls.arguments(_quoted(source.take())[1:-1])
+            calls.arguments(_json_text(source.take())[1:-1])
             yield from source.more()
         shown, end = found
         source.at = shown
-        calls.arguments(_quoted(source.take())[1:-1])
+        calls.arguments(_json_text(source.take())[1:-1])
         source.at = end - shown
         space = source.take().removesuffix(self.tag[2].strip())
-        calls.arguments(_quoted(space.removesuffix("\n"))[1:-1] + '"')
+        calls.arguments(_json_text(space.removesuffix("\n"))[1:-1] + '"')
 
-    def _tag_rules(self, symbol: str, key: str, schema: Mapping[str, Any]) -> str:
+    def _tag_rules(self, symbol: str, key: str, schema: Mapping[str, Any], spell: Speller) -> str:
         before, between, after = self.tag
-        start, value = json.dumps(before + key + between), schema["properties"][key]
-        if isinstance(value, Mapping) and value.get("type") == "string":
-            if isinstance(value.get("enum"), list):
-                choices = " | ".join(json.dumps(choice) for choice in value["enum"])
-                return f"{symbol}: {start} ({choices}) {json.dumps(after)}\n"
-            return f"{symbol}: {start} {symbol}_text\n{symbol}_text[lazy]: /(.|\\n)*/ {json.dumps(after)}\n"
-        if isinstance(value, Mapping):
-            value = {**value, **{name: schema[name] for name in ("$defs", "definitions") if name in schema}}
-        return f"{symbol}: {start} %json {json.dumps(value)} {json.dumps(after)}\n"
+        start, value = spell(before + key + between), schema["properties"][key]
+        if not isinstance(value, Mapping) or value.get("type") != "string":
+            return f"{symbol}: {start} {json_value(value, schema)} {spell(after)}\n"
+        if isinstance(value.get("enum"), list):
+            choices = " | ".join(quoted(str(choice)) for choice in value["enum"])
+            return f"{symbol}: {start} ({choices}) {spell(after)}\n"
+        return f"{symbol}: {start} {symbol}_text\n{symbol}_text[lazy]: /(.|\\n)*/ {quoted(after)}\n"
 
 
 def _property(schema: Schema, key: str) -> Schema:
@@ -123,9 +126,9 @@ def _as_json(value: str) -> str:
     try:
         json.loads(value)
     except (ValueError, RecursionError):
-        return _PYTHON.get(value) or _quoted(value)
+        return _PYTHON.get(value) or _json_text(value)
     return value
 
 
-def _quoted(text: str) -> str:
+def _json_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
