@@ -24,7 +24,7 @@ MAX_NAME = 200
 
 
 class AbortRequest(Fields, kw_only=True):
-    """``request_id`` is an answer's ``id``, as its first event tells it, or the ``X-Request-Id`` that it was sent with."""
+    """``request_id`` is the ``id`` of an answer, or the ``X-Request-Id`` that its request came with."""
 
     request_id: str
 
