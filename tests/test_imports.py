@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "outputs", "cursor", "errors", "version"}
+NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -35,17 +35,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": {"nouns", "core.plan", "weights", *HARDWARE},
     "assemble": {"nouns", "core", "text"},
     "intake": {"nouns", "core", "text"},
-    "engine": {"nouns", "core", "text", "weights", "execution", "assemble", "intake"},
+    "grammar": {"nouns", "core.plan", "text"},
+    "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns"},
     "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
     "async_llm": {"nouns", "client", "text", "intake"},
-    "server": {"nouns", "client", "text"},
+    "openai": {"nouns", "text"},
+    "anthropic": {"nouns", "openai"},
+    "server": {"nouns", "client", "text", "openai", "anthropic"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
-TORCH_FREE = ["core", "ggml", "text", "weights", "cli", "glass", "client", "server"]
+TORCH_FREE = [
+    *("core", "ggml", "text", "grammar", "weights", "cli", "glass"),
+    *("client", "openai", "anthropic", "server"),
+]
 
 
 def room_of(module: str) -> str:

@@ -38,12 +38,20 @@ from octavo.config import EngineConfig
 from octavo.errors import RequestError
 from octavo.outputs import Logprob, RequestMetrics
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 FLOATS = st.floats(allow_nan=False)
 TOKENS = st.integers(0, 2**31 - 1)
 LOGPROBS = st.dictionaries(TOKENS, st.builds(Logprob, FLOATS, st.integers(0, 2**31), st.none() | TEXT), max_size=4)
 
+FORMS = [
+    None,
+    StructuredOutputs(json={"type": "object", "properties": {"\u00e9": {"type": "integer"}}}),
+    StructuredOutputs(regex="a+"),
+    StructuredOutputs(choice=["yes", "no"]),
+    StructuredOutputs(json_object=True, disable_any_whitespace=True),
+]
 PARAMS = st.builds(
     SamplingParams,
     n=st.integers(1, 256),
@@ -60,6 +68,7 @@ PARAMS = st.builds(
     logprobs=st.none() | st.integers(0, 1000),
     ignore_eos=st.booleans(),
     skip_special_tokens=st.booleans(),
+    structured_outputs=st.sampled_from(FORMS),
 )
 METRICS = st.builds(
     RequestMetrics,
