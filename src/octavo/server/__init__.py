@@ -1,0 +1,1 @@
+"""The HTTP server: routes, streaming, metrics, health, keys and limits, over an engine in another process."""
