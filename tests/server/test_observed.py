@@ -12,11 +12,12 @@ from octavo.client.verbs import BusyError, EngineDeadError, Load
 from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
 from octavo.sampling_params import SamplingParams
+from octavo.server.caller import Caller
 from octavo.server.metrics import Metrics
 from octavo.server.observed import ObservedClient
-from octavo.server.request_record import Caller, RequestRecord
+from octavo.server.request_record import RequestRecord
 
-CALLER = Caller(request_id="http-1", key="alice", priority=-2)
+CALLER = Caller(request_id="http-1", name="alice")
 DONE = RequestMetrics(
     arrival_time=100.0, first_scheduled_time=101.0, first_token_time=101.5, finished_time=103.5, num_cached_tokens=3
 )
@@ -30,7 +31,7 @@ def observe(engine: ScriptedEngine, **options: Any) -> tuple[ObservedClient, lis
 
 async def read(client: ObservedClient, most: int = 99, prompt: Any = (1, 2, 3), **params: Any) -> int:
     count = 0
-    news = client.of(CALLER).generate(prompt, SamplingParams(**params), request_id="r", priority=5)
+    news = client.of(CALLER).generate(prompt, SamplingParams(**params), request_id="r", priority=5, share_key="alice")
     async for _ in news:
         count += 1
         if count == most:
@@ -63,7 +64,7 @@ def test_times_and_tokens_of_a_request() -> None:
     assert client.metrics.histograms["inter_token_latency_seconds"].counts[10] == 2  # two gaps of 0.25 s
     assert counts(client, "e2e_request_latency_seconds") == (1, 3.5)
     assert counts(client, "request_generation_tokens") == (1, 5)
-    assert engine.asked == [{"request_id": "r", "priority": 3, "lora": None, "share_key": "alice"}]
+    assert engine.asked == [{"request_id": "r", "lora": None, "priority": 5, "share_key": "alice"}]
 
 
 def test_completions_of_a_prompt_have_gaps_of_their_own() -> None:
@@ -116,10 +117,10 @@ def test_texts_are_kept_only_on_demand() -> None:
 def test_an_embedding_is_a_request_too() -> None:
     engine = ScriptedEngine()
     client, records = observe(engine)
-    output = asyncio.run(client.of(CALLER).embed([1, 2], request_id="e"))
+    output = asyncio.run(client.of(CALLER).embed([1, 2], request_id="e", priority=3))
     assert output.embedding == [1.0]
     assert (records[0].finish_reason, records[0].prompt_tokens) == ("stop", 2)
-    assert engine.asked == [{"request_id": "e", "priority": -2, "share_key": "alice"}]
+    assert engine.asked == [{"request_id": "e", "priority": 3}]
 
 
 def test_tokens_of_steps_are_counted_between_snapshots() -> None:

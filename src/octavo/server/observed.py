@@ -12,8 +12,9 @@ from octavo.client.verbs import AdapterInfo, BusyError, EngineClient, EngineInfo
 from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics, RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.caller import NOBODY, Caller
 from octavo.server.metrics import Metrics
-from octavo.server.request_record import Caller, RequestRecord, Sink
+from octavo.server.request_record import RequestRecord, Sink
 
 
 @dataclass(slots=True)
@@ -105,12 +106,12 @@ class ObservedClient:
     metrics: Metrics
     model: str
     sinks: Sequence[Sink] = ()
-    caller: Caller = field(default_factory=Caller)
+    caller: Caller = NOBODY
     keep_text: bool = False
     clock: Callable[[], float] = time.monotonic
 
     def of(self, caller: Caller) -> ObservedClient:
-        """The same client, for the requests of ``caller``: his key's name and priority go with them."""
+        """The same client, for the requests of ``caller``."""
         return replace(self, caller=caller)
 
     @property
@@ -123,23 +124,12 @@ class ObservedClient:
         params: SamplingParams,
         *,
         request_id: str,
-        priority: int = 0,
         lora: str | None = None,
-        share_key: str = "",
         **options: Any,
     ) -> AsyncIterator[RequestOutput]:
-        """As ``EngineClient.generate``; the caller's key names the share, and adds its priority to the request's."""
         watch = self._watch(request_id, params, lora)
         try:
-            news = self.client.generate(
-                prompt,
-                params,
-                request_id=request_id,
-                priority=priority + self.caller.priority,
-                lora=lora,
-                share_key=share_key or self.caller.key,
-                **options,
-            )
+            news = self.client.generate(prompt, params, request_id=request_id, lora=lora, **options)
             async with aclosing(news):  # type: ignore[type-var]  # an iterator that is left early is aborted now
                 async for output in news:
                     watch.see(output)
@@ -151,17 +141,10 @@ class ObservedClient:
         finally:
             self._end(watch)
 
-    async def embed(
-        self, prompt: str | Sequence[int], *, request_id: str, priority: int = 0, share_key: str = ""
-    ) -> RequestOutput:
+    async def embed(self, prompt: str | Sequence[int], *, request_id: str, **options: Any) -> RequestOutput:
         watch = self._watch(request_id, None, None)
         try:
-            output = await self.client.embed(
-                prompt,
-                request_id=request_id,
-                priority=priority + self.caller.priority,
-                share_key=share_key or self.caller.key,
-            )
+            output = await self.client.embed(prompt, request_id=request_id, **options)
             watch.see(output)
             return output
         except Exception as error:

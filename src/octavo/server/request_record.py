@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from octavo.outputs import RequestMetrics
 from octavo.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who sent an HTTP request.
-
-    Attributes:
-        request_id: of the HTTP request, the caller's own or ours.
-        key: the name of the API key; empty where none is asked for.
-        priority: of the key's requests; smaller comes first.
-        trace_headers: ``traceparent`` and ``tracestate``, where the caller sent them.
-    """
-
-    request_id: str = ""
-    key: str = ""
-    priority: int = 0
-    trace_headers: dict[str, str] = field(default_factory=dict)
+from octavo.server.caller import Caller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
