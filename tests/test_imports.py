@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns", "engine"},
-    "server": {"nouns", "client", "text"},
+    "server": {"nouns", "client", "text", "openai"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
