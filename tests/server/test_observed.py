@@ -123,9 +123,16 @@ def test_an_embedding_is_a_request_too() -> None:
     assert engine.asked == [{"request_id": "e", "priority": 3}]
 
 
+LOADS = (
+    Load(steps=2, prompt_tokens=30, cached_tokens=20),
+    Load(steps=2),
+    Load(steps=3, prompt_tokens=30, cached_tokens=20, generated_tokens=4),
+)
+
+
 def test_tokens_of_steps_are_counted_between_snapshots() -> None:
     metrics = Metrics(300)
-    for load in (Load(steps=2, prompt_tokens=10), Load(steps=2), Load(steps=3, prompt_tokens=10, generated_tokens=4)):
+    for load in LOADS:
         metrics.step(load)
     histogram = metrics.histograms["iteration_tokens_total"]
     assert (sum(histogram.counts), histogram.total) == (3, 14)

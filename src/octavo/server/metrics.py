@@ -78,8 +78,7 @@ class Metrics:
         """See a snapshot: the tokens of the steps since the last one. Cheap when there was none."""
         steps = load.steps - self._load.steps
         if steps > 0:
-            before = self._load.prompt_tokens + self._load.generated_tokens
-            tokens = load.prompt_tokens + load.generated_tokens - before
+            tokens = _computed(load) - _computed(self._load)
             self.histograms["iteration_tokens_total"].observe(tokens / steps, steps)
             self._load = load
 
@@ -103,3 +102,8 @@ class Metrics:
     def _observe(self, name: str, value: float | None) -> None:
         if value is not None:
             self.histograms[name].observe(value)
+
+
+def _computed(load: Load) -> int:
+    """Tokens since the start. A prompt counts when it is admitted, but for what the prefix cache has of it."""
+    return load.prompt_tokens - load.cached_tokens + load.generated_tokens
