@@ -39,11 +39,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns", "engine"},
-    "server": {"nouns", "client", "text", "openai"},
+    "openai": {"nouns", "text"},
+    "anthropic": {"nouns", "openai"},
+    "server": {"nouns", "client", "text", "openai", "anthropic"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
-TORCH_FREE = ["core", "ggml", "text", "weights", "cli", "glass", "client", "server"]
+TORCH_FREE = ["core", "ggml", "text", "weights", "cli", "glass", "client", "openai", "anthropic", "server"]
 
 
 def room_of(module: str) -> str:

@@ -8,9 +8,10 @@ import pytest
 
 from octavo import SamplingParams
 from octavo.errors import RequestError
+from octavo.openai.decode import convert_body
 from octavo.openai.errors import FieldError
-from octavo.openai.requests import MAX_COMPLETIONS, prompts_of, sampling_params, template_options
-from octavo.openai.schema import ChatCompletionRequest, CompletionRequest, convert_body
+from octavo.openai.requests import MAX_COMPLETIONS, check_stream, prompts_of, sampling_params, template_options
+from octavo.openai.schema import ChatCompletionRequest, CompletionRequest
 
 SAME: dict[str, Any] = {
     "n": 2,
@@ -141,3 +142,16 @@ def test_what_the_template_gets() -> None:
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
         with pytest.raises(FieldError, match="calls cannot be forced"):
             template_options(chat(tools=tools, tool_choice=choice))
+
+
+def test_an_echo_with_scores_needs_those_of_the_prompt() -> None:
+    assert sampling_params(text(echo=True)) == SamplingParams(max_tokens=16)
+    assert sampling_params(text(echo=True, logprobs=2)).prompt_logprobs == 2
+    assert sampling_params(text(echo=True, logprobs=2, prompt_logprobs=5)).prompt_logprobs == 5
+    assert sampling_params(text(echo=True, max_tokens=0)).max_tokens == 1
+
+
+def test_stream_options_need_a_stream() -> None:
+    check_stream(text(stream=True, stream_options={"include_usage": True}))
+    with pytest.raises(FieldError, match="stream_options needs stream"):
+        check_stream(text(stream_options={"include_usage": True}))

@@ -23,7 +23,8 @@ _SAME = (
 def sampling_params(body: Body, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
     """How the body wants to be sampled; ``defaults`` (the model's own) stand in for what it does not say.
 
-    Without a length a chat's answer may be as long as fits, and a completion has 16 tokens, as at OpenAI.
+    Without a length a chat's answer may be as long as fits, and a completion has 16 tokens, as at OpenAI. A completion
+    of no tokens is only its echoed prompt, so the one token that it costs to read that is not shown.
 
     Raises:
         RequestError: a value is out of range, or two contradict each other.
@@ -34,7 +35,7 @@ def sampling_params(body: Body, defaults: Mapping[str, Any] | None = None) -> Sa
     if isinstance(body, ChatCompletionRequest):
         given |= {"max_tokens": _chat_length(body), "logprobs": _chat_logprobs(body)}
     else:
-        given["logprobs"] = body.logprobs
+        given |= _echo(body)
     return SamplingParams(**{**(defaults or {}), **given})
 
 
@@ -51,6 +52,12 @@ def prompts_of(body: CompletionRequest) -> list[str] | list[list[int]]:
     return prompts
 
 
+def check_stream(body: Body) -> None:
+    """Raise ``FieldError`` for stream options without a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise FieldError("stream_options needs stream to be true", "stream_options")
+
+
 def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
     """What the chat template gets besides the messages. Raises ``FieldError`` for a forced tool call."""
     if body.tool_choice not in (None, "auto", "none"):
@@ -60,6 +67,14 @@ def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
         "add_generation_prompt": body.add_generation_prompt is not False,
         "chat_template_kwargs": body.chat_template_kwargs,
     }
+
+
+def _echo(body: CompletionRequest) -> dict[str, Any]:
+    if not body.echo:
+        return {"logprobs": body.logprobs}
+    scores = body.logprobs if body.prompt_logprobs is None else max(body.prompt_logprobs, body.logprobs or 0)
+    length = {"max_tokens": 1} if body.max_tokens == 0 else {}
+    return {"logprobs": body.logprobs, "prompt_logprobs": scores, **length}
 
 
 def _token_id(key: str) -> int:

@@ -1,1 +1,1 @@
-"""The HTTP server: routes, streaming, metrics, health, keys and limits, over an engine in another process."""
+"""The HTTP face: OpenAI's and Anthropic's endpoints over an `EngineClient`; metrics, health, keys, limits. No torch."""

@@ -1,0 +1,52 @@
+"""What all routes share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from octavo.client.verbs import EngineClient
+from octavo.errors import RequestError
+from octavo.openai.responses import Answered
+from octavo.server.live import Live
+from octavo.server.names import Names
+from octavo.server.options import ServerOptions
+from octavo.server.text_pool import TextPool
+from octavo.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The parts of a server that live as long as it does. ``started`` is in seconds since 1970."""
+
+    client: EngineClient
+    options: ServerOptions
+    tokenizer: Tokenizer | None
+    names: Names
+    texts: TextPool
+    live: Live
+    started: int
+
+    def answered(self, name: str, model: str, *, as_ids: bool = False) -> Answered:
+        """Who answers, now. ``as_ids``: tokens are named by their ids, not their texts."""
+        written = None if as_ids or self.tokenizer is None else self.tokenizer.token_bytes
+        return Answered(name, int(time.time()), model, written)
+
+    def need_tokenizer(self) -> Tokenizer:
+        """Raises ``RequestError`` for a model that came without."""
+        if self.tokenizer is None:
+            raise RequestError("the model came without a tokenizer; accepted: prompts of token ids at /v1/completions")
+        return self.tokenizer
+
+
+def make_server(client: EngineClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Server:
+    own = options.served_model_names or (client.info.model,)
+    pool = TextPool(options.text_threads)
+    return Server(client, options, tokenizer, Names(own, client), pool, Live(), int(time.time()))
+
+
+def server_of(request: Request) -> Server:
+    """The `Server` of the application that a request came to."""
+    return request.app.state.server
