@@ -33,7 +33,7 @@ class Authentication:
             return await _refuse(scope, send, given is not None)
         if key.max_requests is not None and self._active[key.name] >= key.max_requests:
             message = f"the key {key.name!r} has {key.max_requests} requests at work, which is its limit"
-            return await refuse(scope, send, 429, message, "rate_limit_exceeded", [(b"retry-after", b"1")])
+            return await refuse(scope, send, 429, message, "rate_limit_exceeded", {"retry-after": "1"})
         return await self._serve(key, scope, receive, send)
 
     async def _serve(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,4 +56,4 @@ def given_key(headers: Headers) -> str | None:
 async def _refuse(scope: Scope, send: Send, wrong: bool) -> None:
     ways = "Authorization: Bearer KEY or x-api-key: KEY"
     message = f"the API key is not known; accepted: one of this server's, as {ways}" if wrong else f"send {ways}"
-    await refuse(scope, send, 401, message, "invalid_api_key", [(b"www-authenticate", b"Bearer")])
+    await refuse(scope, send, 401, message, "invalid_api_key", {"www-authenticate": "Bearer"})

@@ -26,7 +26,7 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self.limit:
-            return await refuse(scope, send, 413, self._message, headers=[(b"connection", b"close")])
+            return await refuse(scope, send, 413, self._message, headers={"connection": "close"})
         return await self.app(scope, self._counted(receive), send)
 
     @property

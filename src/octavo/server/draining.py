@@ -11,7 +11,7 @@ from octavo.server.authentication import PUBLIC
 from octavo.server.health import Health
 from octavo.server.refusal import refuse
 
-AWAY = [(b"connection", b"close"), (b"retry-after", b"5")]
+AWAY = {"connection": "close", "retry-after": "5"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,10 @@ from starlette.requests import Request
 from octavo.client.verbs import EngineClient
 from octavo.errors import RequestError
 from octavo.openai.responses import Answered
+from octavo.server.caller import caller_of
 from octavo.server.live import Live
 from octavo.server.names import Names
+from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.text_pool import TextPool
 from octavo.text.tokenizer import Tokenizer
@@ -21,13 +23,17 @@ from octavo.text.tokenizer import Tokenizer
 class Server:
     """The parts of a server that live as long as it does. ``started`` is in seconds since 1970."""
 
-    client: EngineClient
+    client: ObservedClient
     options: ServerOptions
     tokenizer: Tokenizer | None
     names: Names
     texts: TextPool
     live: Live
     started: int
+
+    def client_for(self, request: Request) -> EngineClient:
+        """The engine, for what ``request`` asks of it: its metrics, log and trace say who asked."""
+        return self.client.of(caller_of(request))
 
     def answered(self, name: str, model: str, *, as_ids: bool = False) -> Answered:
         """Who answers, now. ``as_ids``: tokens are named by their ids, not their texts."""
@@ -41,7 +47,7 @@ class Server:
         return self.tokenizer
 
 
-def make_server(client: EngineClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Server:
+def make_server(client: ObservedClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Server:
     own = options.served_model_names or (client.info.model,)
     pool = TextPool(options.text_threads)
     return Server(client, options, tokenizer, Names(own, client), pool, Live(), int(time.time()))

@@ -37,7 +37,7 @@ async def create_chat_completion(request: Request) -> Response:
     params = sampling_params(body, server.client.info.generation)
     prompt = await server.texts.run(chat_prompt, server, body)
     ask = ask_of(request, "chatcmpl-", served, body)
-    run = Run(server.client, server.live, ask, [prompt], params)
+    run = Run(server.client_for(request), server.live, ask, [prompt], params)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(_Stream(body, run, by).events(), server.options)

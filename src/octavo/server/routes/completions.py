@@ -38,7 +38,7 @@ async def create_completion(request: Request) -> Response:
     params = sampling_params(body, server.client.info.generation)
     prompts = await server.texts.run(completion_prompts, server, body)
     ask = ask_of(request, "cmpl-", served, body)
-    run = Run(server.client, server.live, ask, prompts, params)
+    run = Run(server.client_for(request), server.live, ask, prompts, params)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(_Stream(server, body, run, by).events(), server.options)
