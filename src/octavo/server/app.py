@@ -11,12 +11,19 @@ from octavo.client.verbs import EngineClient
 from octavo.server.errors import install_error_handlers
 from octavo.server.operation import install, make_operation, running
 from octavo.server.options import ServerOptions
-from octavo.server.routes import chat, completions, models
+from octavo.server.routes import chat, completions, control, embeddings, models, tokens
 from octavo.server.state import make_server
 from octavo.text.tokenizer import Tokenizer
 from octavo.version import __version__
 
-ROUTERS = (models.router, completions.router, chat.router)
+ROUTERS = (
+    models.router,
+    completions.router,
+    chat.router,
+    embeddings.router,
+    tokens.router,
+    control.router,
+)
 
 
 def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenizer | None) -> FastAPI:

@@ -15,8 +15,20 @@ from octavo.server.run import Ask
 MAX_PRIORITY = 2**31 - 1
 
 
-def ask_of(request: Request, prefix: str, served: Served, body: SamplingFields | None = None) -> Ask:
-    """How the engine is to be asked. ``prefix`` begins the answer's id, as is the custom of its endpoint.
+def ask_of(
+    request: Request,
+    prefix: str,
+    served: Served,
+    *,
+    priority: int | None = None,
+    timeout: float | None = None,
+    cache_salt: str | None = None,
+) -> Ask:
+    """How the engine is to be asked.
+
+    Args:
+        prefix: begins the answer's id, as is the custom of its endpoint.
+        priority, timeout, cache_salt: as the body says, if it does.
 
     Raises:
         FieldError: ``priority`` or ``timeout`` is out of range.
@@ -28,23 +40,26 @@ def ask_of(request: Request, prefix: str, served: Served, body: SamplingFields |
         name,
         known,
         lora=served.lora,
-        priority=caller.priority + _priority(body),
+        priority=caller.priority + _priority(priority or 0),
         share_key=caller.name,
-        timeout=_timeout(caller, body),
-        cache_salt=(body.cache_salt or "") if body is not None else "",
+        timeout=_timeout(caller, timeout),
+        cache_salt=cache_salt or "",
     )
 
 
-def _priority(body: SamplingFields | None) -> int:
-    priority = (body.priority or 0) if body is not None else 0
+def ask_of_body(request: Request, prefix: str, served: Served, body: SamplingFields) -> Ask:
+    """`ask_of` with what the body says."""
+    return ask_of(request, prefix, served, priority=body.priority, timeout=body.timeout, cache_salt=body.cache_salt)
+
+
+def _priority(priority: int) -> int:
     if abs(priority) > MAX_PRIORITY:
         raise FieldError(f"priority={priority}; accepted: from -{MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
     return priority
 
 
-def _timeout(caller: Caller, body: SamplingFields | None) -> float | None:
+def _timeout(caller: Caller, wanted: float | None) -> float | None:
     """The shorter of what the body asks for and what the caller may have."""
-    wanted = body.timeout if body is not None else None
     if wanted is not None and not wanted > 0:
         raise FieldError(f"timeout={wanted}; accepted: seconds, more than 0", "timeout")
     return min((t for t in (wanted, caller.timeout) if t is not None), default=None)

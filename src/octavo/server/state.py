@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from octavo.client.verbs import EngineClient
 from octavo.errors import RequestError
 from octavo.openai.responses import Answered
 from octavo.server.caller import caller_of
@@ -31,10 +30,6 @@ class Server:
     live: Live
     started: int
 
-    def client_for(self, request: Request) -> EngineClient:
-        """The engine, for what ``request`` asks of it: its metrics, log and trace say who asked."""
-        return self.client.of(caller_of(request))
-
     def answered(self, name: str, model: str, *, as_ids: bool = False) -> Answered:
         """Who answers, now. ``as_ids``: tokens are named by their ids, not their texts."""
         written = None if as_ids or self.tokenizer is None else self.tokenizer.token_bytes
@@ -54,5 +49,6 @@ def make_server(client: ObservedClient, options: ServerOptions, tokenizer: Token
 
 
 def server_of(request: Request) -> Server:
-    """The `Server` of the application that a request came to."""
-    return request.app.state.server
+    """The `Server` of the application that a request came to. What is asked of its client is asked by the sender."""
+    server: Server = request.app.state.server
+    return replace(server, client=server.client.of(caller_of(request)))

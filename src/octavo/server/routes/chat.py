@@ -17,7 +17,7 @@ from octavo.openai.requests import check_stream, sampling_params
 from octavo.openai.responses import Answered, Extras, chat_completion
 from octavo.openai.schema import ChatCompletionRequest
 from octavo.outputs import CompletionOutput
-from octavo.server.asking import ask_of
+from octavo.server.asking import ask_of_body
 from octavo.server.body import answer, read_body
 from octavo.server.prompts import chat_prompt
 from octavo.server.run import Run
@@ -36,8 +36,8 @@ async def create_chat_completion(request: Request) -> Response:
     served = server.names.find(body.model)
     params = sampling_params(body, server.client.info.generation)
     prompt = await server.texts.run(chat_prompt, server, body)
-    ask = ask_of(request, "chatcmpl-", served, body)
-    run = Run(server.client_for(request), server.live, ask, [prompt], params)
+    ask = ask_of_body(request, "chatcmpl-", served, body)
+    run = Run(server.client, server.live, ask, [prompt], params)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(_Stream(body, run, by).events(), server.options)

@@ -18,7 +18,7 @@ from octavo.openai.requests import check_stream, prompts_of, sampling_params
 from octavo.openai.responses import Answered, Extras, completion
 from octavo.openai.schema import CompletionRequest
 from octavo.outputs import CompletionOutput, Logprobs, RequestOutput
-from octavo.server.asking import ask_of
+from octavo.server.asking import ask_of_body
 from octavo.server.body import answer, read_body
 from octavo.server.prompts import completion_prompts
 from octavo.server.run import Run
@@ -37,8 +37,8 @@ async def create_completion(request: Request) -> Response:
     served = server.names.find(body.model)
     params = sampling_params(body, server.client.info.generation)
     prompts = await server.texts.run(completion_prompts, server, body)
-    ask = ask_of(request, "cmpl-", served, body)
-    run = Run(server.client_for(request), server.live, ask, prompts, params)
+    ask = ask_of_body(request, "cmpl-", served, body)
+    run = Run(server.client, server.live, ask, prompts, params)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(_Stream(server, body, run, by).events(), server.options)

@@ -1,0 +1,1 @@
+"""What a model writes, told apart: reasoning, answer, tool calls."""
