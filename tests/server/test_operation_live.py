@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from helpers_client import FakeClient
 from helpers_http import make, tokenizer
@@ -100,3 +104,34 @@ def test_a_large_body_is_refused_before_it_has_come() -> None:
         client.sendall(request(b"", **{"Content-Length": str(50 << 20)}))
         assert status(client) == 413
         assert client.recv(65536) == b""  # closed: nobody waits for the 50 MB
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes traces."""
+
+    taken: ClassVar[list[ExportTraceServiceRequest]] = []
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        unpacked = gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
+        self.taken.append(ExportTraceServiceRequest.FromString(unpacked))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_traces_reach_a_collector_before_the_server_has_ended() -> None:
+    collector = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    app, _ = make(otlp_endpoint=f"http://127.0.0.1:{collector.server_port}/v1/traces")
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with live(app) as port, connect(port) as client:
+        client.sendall(request(b'{"prompt": "x", "max_tokens": 3}', traceparent=f"00-{trace}-{parent}-01"))
+        assert status(client) == 200
+    collector.shutdown()
+    (resource,) = [resource for taken in Collector.taken for resource in taken.resource_spans]
+    (span,) = resource.scope_spans[0].spans
+    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("llm_request", trace, parent)
+    values = {a.key: a.value.int_value for a in span.attributes}
+    assert values["gen_ai.usage.completion_tokens"] == 3

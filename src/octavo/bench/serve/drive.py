@@ -63,7 +63,8 @@ async def _in_place(
     report: Callable[[], None],
 ) -> Outcome:
     async with places:
-        outcome = await ask(session, target, planned, start + planned.at)
+        waited = isinstance(places, asyncio.Semaphore)  # for a place, which is not the client's slowness
+        outcome = await ask(session, target, planned, time.monotonic() if waited else start + planned.at)
     report()
     return outcome
 

@@ -11,7 +11,7 @@ class Outcome(msgspec.Struct):
     """Times are in seconds of the monotonic clock, which processes of a machine share.
 
     Attributes:
-        due, sent: when it should have been and was sent.
+        due, sent: when it should have been and was sent. Where a place must be free first, it is due then.
         times: when each piece of the answer came.
         ended: when the answer was complete, or it failed.
         prompt_tokens, output_tokens: as the server counts them; without its count, pieces stand for output tokens.
