@@ -21,7 +21,7 @@ COMMANDS = {
     "batch": ("octavo.cli.batch:batch", "Run a file of OpenAI batch requests; resumable."),
     "bench": (
         "octavo.cli.bench:bench",
-        "Measure throughput, latency, start, a server, or where a step's time goes.",
+        "Measure throughput, latency, start, a server, or a step's parts.",
     ),
     "check": ("octavo.cli.check:check", "Prove the engine right on a model, pair by pair."),
     "eval": ("octavo.cli.evaluate:evaluate", "Measure how well a model predicts a text."),
