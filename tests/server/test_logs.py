@@ -13,7 +13,8 @@ import pytest
 from helpers_records import make_record
 from octavo.outputs import RequestMetrics
 from octavo.server.caller import Caller
-from octavo.server.logs import QUEUED, log_http, log_request, logging_to, request_fields
+from octavo.server.log_lines import log_http, log_request, request_fields
+from octavo.server.logs import QUEUED, logging_to
 from octavo.server.observation import HttpRecord
 
 EXPECTED = {

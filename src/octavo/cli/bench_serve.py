@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo.cli.bench_options import json_option, length_option, progress, show
-from octavo.errors import UsageError
+from octavo.errors import OctavoError, UsageError
 
 if TYPE_CHECKING:
+    from octavo.bench.serve.outcome import Outcome
     from octavo.bench.serve.plan import Planned
+    from octavo.bench.serve.processes import Driven
     from octavo.bench.serve.prompts import PromptMaker
+    from octavo.bench.serve.target import Target
 
 SHARE = click.FloatRange(0, 1)
 
@@ -56,9 +59,7 @@ def serve(**options: Any) -> None:
     from octavo.bench.environment import describe_machine
     from octavo.bench.report import check_writable
     from octavo.bench.serve.figures import figures_of, parse_bounds
-    from octavo.bench.serve.processes import run_load
     from octavo.bench.serve.server import describe_server
-    from octavo.bench.serve.target import Target
     from octavo.bench.serve.text import figures_text
 
     json_file = options.pop("json_file")
@@ -68,28 +69,27 @@ def serve(**options: Any) -> None:
     bounds = parse_bounds(" ".join(options["goodput"])) if options["goodput"] else {}
     extra, plan = _extra_body(options["extra_body"]), _plan(options)
     server = describe_server(options["url"], options["api_key"], options["model"])
-    target = Target(
-        url=options["url"],
-        model=server["served_model"],
-        api=options["api"],
-        api_key=options["api_key"],
-        extra=extra,
-        ignore_eos=options["ignore_eos"],
-        timeout=options["timeout"],
-    )
+    driven = _run(_target(options, server["served_model"], extra), plan, options)
+    figures = figures_of(driven.outcomes, bounds, driven.busy)
+    environment, text = {**server, **describe_machine()}, figures_text(figures)
+    show(environment, "serve", _asked(options), text, figures.as_values(), json_file)
+
+
+def _target(options: dict[str, Any], model: str, extra: dict[str, Any]) -> Target:
+    from octavo.bench.serve.target import Target
+
+    same = {name: options[name] for name in ("url", "api", "api_key", "ignore_eos", "timeout")}
+    return Target(model=model, extra=extra, **same)
+
+
+def _run(target: Target, plan: list[Planned], options: dict[str, Any]) -> Driven:
+    """Warm the server up, then measure."""
+    from octavo.bench.serve.processes import run_load
+
     if warmup := _warmup(plan, options["warmup"]):
         _check_warmup(run_load(target, warmup, concurrency=1).outcomes)
     with progress("requests", len(plan)) as bar:
-        driven = run_load(target, plan, options["concurrency"], options["processes"], bar.update)
-    figures = figures_of(driven.outcomes, bounds, driven.busy)
-    show(
-        {**server, **describe_machine()},
-        "serve",
-        _asked(options),
-        figures_text(figures),
-        figures.as_values(),
-        json_file,
-    )
+        return run_load(target, plan, options["concurrency"], options["processes"], bar.update)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -161,9 +161,7 @@ def _warmup(plan: list[Planned], count: int) -> list[Planned]:
     return [msgspec.structs.replace(p, at=0.0) for p in proper[:count]]
 
 
-def _check_warmup(outcomes: list[Any]) -> None:
-    from octavo.errors import OctavoError
-
+def _check_warmup(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error is not None:
             raise OctavoError(f"the first request failed: {outcome.error}")

@@ -1,7 +1,4 @@
-"""The log: a line for each request to the engine when it has ended, as text or as JSON.
-
-Prompts and answers are in it only where the operator has asked for them.
-"""
+"""How the log is written: as text or as JSON, and without ever holding up the server."""
 
 from __future__ import annotations
 
@@ -16,66 +13,11 @@ from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from typing import Any, TextIO
 
-from octavo.server.observation import HttpRecord
-from octavo.server.request_record import RequestRecord
-
 FORMATS = ("text", "json")
 QUEUED = 10_000
 """Lines that may wait to be written. Whoever reads our output slowly loses lines; he does not stop the server."""
 PATIENCE = 2.0
 """Seconds for which the end of the server waits for whoever reads our output."""
-
-log = logging.getLogger("octavo.requests")
-
-
-def log_request(record: RequestRecord) -> None:
-    """One line about a request that has ended. A `Sink`."""
-    level = logging.WARNING if record.finish_reason == "error" else logging.INFO
-    log.log(level, "request", extra={"fields": request_fields(record)})
-
-
-def log_http(record: HttpRecord) -> None:
-    """One line about an HTTP request that was answered with an error; the others have their engine's requests."""
-    if record.status >= 400:
-        fields = {
-            "request_id": record.request_id,
-            "key": record.key or None,
-            "method": record.method,
-            "path": record.path,
-            "status": record.status,
-            "seconds": round(record.seconds, 4),
-        }
-        level = logging.ERROR if record.status >= 500 else logging.INFO
-        log.log(level, "http", extra={"fields": _given(fields)})
-
-
-def request_fields(record: RequestRecord) -> dict[str, Any]:
-    """What the line says; what is not known is left out. Times are in seconds."""
-    metrics = record.metrics
-    fields = {
-        "id": record.id,
-        "request_id": record.caller.request_id or None,
-        "key": record.caller.name or None,
-        "model": record.model,
-        "finish_reason": record.finish_reason,
-        "error": record.error,
-        "prompt_tokens": record.prompt_tokens,
-        "cached_tokens": metrics.num_cached_tokens or None,
-        "output_tokens": record.output_tokens,
-        "queued": record.queue_time,
-        "waited_for": metrics.waited_for or None,
-        "first_token": metrics.time_to_first_token,
-        "per_token": record.time_per_output_token,
-        "total": record.latency,
-        "preemptions": metrics.num_preemptions or None,
-        "prompt": record.prompt,
-        "text": record.text,
-    }
-    return _given({name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()})
-
-
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 class JsonFormatter(logging.Formatter):

@@ -20,7 +20,7 @@ from octavo.server.draining import Draining
 from octavo.server.exposition import Exporter, metrics_router
 from octavo.server.health import Health, health_router
 from octavo.server.keys import KeyRing, make_key
-from octavo.server.logs import log_http, log_request
+from octavo.server.log_lines import log_http, log_request
 from octavo.server.metrics import Metrics
 from octavo.server.observation import HEADER, Observation
 from octavo.server.observed import ObservedClient
