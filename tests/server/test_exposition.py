@@ -87,3 +87,13 @@ def test_histograms_keep_their_names_whatever_is_accepted(accept: str) -> None:
     assert found[f"{between}_sum", "0", "tiny"] == pytest.approx(0.2)
     assert found["http_requests_total", "/v1/completions", "200", "POST"] == 1
     assert found["http_request_duration_seconds_sum", "/v1/completions", "POST"] == pytest.approx(0.7)
+
+
+def test_vllms_old_names_have_the_same_values() -> None:
+    metrics = Metrics(300)
+    metrics.next_tokens(0.2, 4)
+    found = samples(app(metrics, "vllm").get("/metrics").text)
+    assert found["vllm:time_per_output_token_seconds_count", "0", "tiny"] == 4
+    assert found["vllm:gpu_cache_usage_perc", "0", "tiny"] == 0.5
+    assert found["vllm:gpu_prefix_cache_hits_total", "0", "tiny"] == 16
+    assert not any("gpu" in name for name, *_ in samples(app(metrics).get("/metrics").text) if "num_gpu" not in name)

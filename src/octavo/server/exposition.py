@@ -49,6 +49,14 @@ _HELP = {
     "iteration_tokens_total": "Tokens of a step.",
 }
 
+_OLD_NAMES = {
+    "inter_token_latency_seconds": "time_per_output_token_seconds",
+    "kv_cache_usage_perc": "gpu_cache_usage_perc",
+    "prefix_cache_queries": "gpu_prefix_cache_queries",
+    "prefix_cache_hits": "gpu_prefix_cache_hits",
+}
+"""What vLLM called them before: many dashboards still do. Exported under vLLM's prefix only."""
+
 
 @dataclass(frozen=True, eq=False)  # the registry knows it by identity
 class Exporter(Collector):
@@ -67,6 +75,13 @@ class Exporter(Collector):
     up: Callable[[], bool]
 
     def collect(self) -> Iterator[Metric]:
+        for family in self._families():
+            yield family
+            old = _OLD_NAMES.get(family.name.removeprefix("vllm:"))
+            if old is not None:
+                yield _renamed(family, f"{self.prefix}:{old}")
+
+    def _families(self) -> Iterator[Metric]:
         yield from self._of_load(self.client.load())
         for name, histogram in self.metrics.histograms.items():
             yield self._histogram(f"{self.prefix}:{name}", _HELP[name], _LABELS, [(self._values, histogram)])
@@ -128,6 +143,14 @@ class Exporter(Collector):
             buckets = [("+Inf" if math.isinf(bound) else str(bound), count) for bound, count in histogram.cumulative()]
             family.add_metric(values, buckets, histogram.total)
         return family
+
+
+def _renamed(family: Metric, name: str) -> Metric:
+    """The same family under another name."""
+    copy = Metric(name, family.documentation, family.type)
+    for sample in family.samples:
+        copy.add_sample(sample.name.replace(family.name, name, 1), sample.labels, sample.value)
+    return copy
 
 
 def metrics_router(exporter: Exporter) -> APIRouter:
