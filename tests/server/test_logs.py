@@ -72,8 +72,8 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_prompts_are_in_it_only_if_the_record_has_them() -> None:
     assert "prompt" not in request_fields(make_record())
-    fields = request_fields(make_record(prompt="Say", text="Hi"))
-    assert (fields["prompt"], fields["text"]) == ("Say", "Hi")
+    fields = request_fields(make_record(prompt="Say", texts=("Hi", "Ho")))
+    assert (fields["prompt"], fields["texts"]) == ("Say", ["Hi", "Ho"])
 
 
 HOSTILE = 'a\n2026-01-01 info forged="yes"\r\x1b[2J\x7f\u2028 \udc80'

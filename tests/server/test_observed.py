@@ -107,11 +107,22 @@ def test_an_error_inside_the_engine_has_its_message() -> None:
 
 
 def test_texts_are_kept_only_on_demand() -> None:
-    script = [News(1.0, text="Hel"), News(1.0, text="lo")]
-    for keep, expected in ((False, (None, None)), (True, ("Say it", "Hello"))):
-        client, records = observe(ScriptedEngine(Clock(), script), keep_text=keep)
-        run(client, prompt="Say it")
-        assert (records[0].prompt, records[0].text) == expected
+    script = [News(1.0, text="Hel"), News(1.0, text="A", index=1), News(1.0, text="lo")]
+    for decode, prompt, expected in (
+        (None, "Say it", (None, None)),
+        (str, "Say it", ("Say it", ("Hello", "A"))),
+        (str, [1, 2], ("[1, 2]", ("Hello", "A"))),
+    ):
+        client, records = observe(ScriptedEngine(Clock(), script), decode=decode)
+        run(client, prompt=prompt)
+        assert (records[0].prompt, records[0].texts) == expected
+
+
+def test_a_prompt_that_was_refused_has_its_length() -> None:
+    client, records = observe(ScriptedEngine(Clock(), [], failure=RequestError("too long")))
+    with pytest.raises(RequestError):
+        run(client)
+    assert records[0].prompt_tokens == 3
 
 
 def test_an_embedding_is_a_request_too() -> None:

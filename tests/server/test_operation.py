@@ -71,7 +71,8 @@ def test_a_request_has_a_line_in_the_log() -> None:
 def test_texts_are_logged_only_where_that_is_wanted() -> None:
     app, client = make(log_texts=True)
     (line,) = logged(app, ("POST", URL, ASK))
-    assert line["text"] == tokenizer().decode(client.calls[0]["prompt"][::-1][:4])
+    assert line["prompt"] == "Hello there"
+    assert line["texts"] == [tokenizer().decode(client.calls[0]["prompt"][::-1][:4])]
 
 
 def test_an_error_of_http_has_a_line_too() -> None:

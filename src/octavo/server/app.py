@@ -37,7 +37,7 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
     Raises:
         UsageError: the file of API keys is wrong, or traces are wanted and cannot be sent.
     """
-    operation = make_operation(client, options)
+    operation = make_operation(client, options, tokenizer)
     server = make_server(operation.client, options, tokenizer)
 
     @asynccontextmanager

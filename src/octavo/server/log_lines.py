@@ -55,7 +55,7 @@ def request_fields(record: RequestRecord) -> dict[str, Any]:
         "total": record.latency,
         "preemptions": metrics.num_preemptions or None,
         "prompt": record.prompt,
-        "text": record.text,
+        "texts": None if record.texts is None else list(record.texts),
     }
     return _given({name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()})
 

@@ -25,7 +25,7 @@ class ObservedClient:
         model: the name it is served under.
         sinks: each gets the record of each request that has ended.
         caller: who sends the requests; `of` gives a client for another one.
-        keep_text: whether records have the prompt's and the answer's text.
+        decode: makes text of a prompt's token ids, where records shall have texts; None: they have none.
     """
 
     client: EngineClient
@@ -33,7 +33,7 @@ class ObservedClient:
     model: str
     sinks: Sequence[Sink] = ()
     caller: Caller = NOBODY
-    keep_text: bool = False
+    decode: Callable[[Sequence[int]], str] | None = None
     clock: Callable[[], float] = time.monotonic
 
     def of(self, caller: Caller) -> ObservedClient:
@@ -53,7 +53,7 @@ class ObservedClient:
         lora: str | None = None,
         **options: Any,
     ) -> AsyncIterator[RequestOutput]:
-        watch = self._watch(request_id, params, lora)
+        watch = self._watch(request_id, prompt, params, lora)
         try:
             news = self.client.generate(prompt, params, request_id=request_id, lora=lora, **options)
             async with aclosing(news):  # type: ignore[type-var]  # an iterator that is left early is aborted now
@@ -68,7 +68,7 @@ class ObservedClient:
             self._end(watch)
 
     async def embed(self, prompt: str | Sequence[int], *, request_id: str, **options: Any) -> RequestOutput:
-        watch = self._watch(request_id, None, None)
+        watch = self._watch(request_id, prompt, None, None)
         try:
             output = await self.client.embed(prompt, request_id=request_id, **options)
             watch.see(output)
@@ -79,9 +79,14 @@ class ObservedClient:
         finally:
             self._end(watch)
 
-    def _watch(self, request_id: str, params: SamplingParams | None, lora: str | None) -> RequestWatch:
-        model = lora or self.model
-        return RequestWatch(request_id, self.caller, model, params, self.metrics, self.clock, self.keep_text)
+    def _watch(
+        self, request_id: str, prompt: str | Sequence[int], params: SamplingParams | None, lora: str | None
+    ) -> RequestWatch:
+        count = 0 if isinstance(prompt, str) else len(prompt)
+        watch = RequestWatch(request_id, self.caller, lora or self.model, params, self.metrics, self.clock, count)
+        if self.decode is not None:
+            watch.prompt = prompt if isinstance(prompt, str) else self.decode(prompt)
+        return watch
 
     def _end(self, watch: RequestWatch) -> None:
         record = watch.record()

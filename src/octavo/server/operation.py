@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.request_record import Sink
 from octavo.server.tracing import export_to, tracing_to
+from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -48,19 +49,24 @@ class Operation:
     traces: TracerProvider | None
 
 
-def make_operation(client: EngineClient, options: ServerOptions) -> Operation:
+def make_operation(client: EngineClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Operation:
     """Raises ``UsageError`` for a wrong file of keys, and for traces that cannot be sent."""
     metrics = Metrics(client.info.token_limit)
     traces = None if options.otlp_endpoint is None else export_to(options.otlp_endpoint)
     sinks: list[Sink] = [log_request] if traces is None else [log_request, tracing_to(traces)]
     name = (*options.served_model_names, client.info.model)[0]
     return Operation(
-        ObservedClient(client, metrics, name, sinks, keep_text=options.log_texts),
+        ObservedClient(client, metrics, name, sinks, decode=_decoder(tokenizer) if options.log_texts else None),
         metrics,
         Health(client, options.stall_seconds),
         KeyRing([make_key(f"key-{i}", key) for i, key in enumerate(options.api_keys, 1)], options.api_key_file),
         traces,
     )
+
+
+def _decoder(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
+    """Ids stand for themselves where there is no tokenizer."""
+    return str if tokenizer is None else tokenizer.decode
 
 
 def install(app: FastAPI, operation: Operation, options: ServerOptions) -> None:

@@ -23,7 +23,7 @@ class RequestRecord:
         started_at: when it came, in seconds since 1970.
         latency: from its coming to its end.
         metrics: the engine's, of the monotonic clock, as complete as they are.
-        prompt, text: what was asked and answered, kept only where the operator wants it in the log.
+        prompt, texts: what was asked, and each completion; kept only where the operator wants it in the log.
     """
 
     id: str
@@ -38,7 +38,7 @@ class RequestRecord:
     latency: float
     metrics: RequestMetrics
     prompt: str | None = None
-    text: str | None = None
+    texts: tuple[str, ...] | None = None
 
     @property
     def queue_time(self) -> float | None:

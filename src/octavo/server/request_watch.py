@@ -17,7 +17,13 @@ from octavo.server.request_record import RequestRecord
 
 @dataclass(slots=True)
 class RequestWatch:
-    """Sees the news of one request. The clock is the monotonic one, which the engine's metrics are of, too."""
+    """Sees the news of one request. The clock is the monotonic one, which the engine's metrics are of, too.
+
+    Attributes:
+        prompt_tokens: 0 while a prompt is text that the engine has not told the tokens of.
+        prompt: its text, where the record shall have texts; then ``pieces`` are the completions', by index.
+        latest: when a completion's newest tokens came, by index.
+    """
 
     id: str
     caller: Caller
@@ -25,18 +31,16 @@ class RequestWatch:
     params: SamplingParams | None
     counts: Metrics
     clock: Callable[[], float]
-    keep_text: bool
+    prompt_tokens: int = 0
+    prompt: str | None = None
     arrived: float = field(init=False)
     started_at: float = field(init=False)
-    prompt_tokens: int = 0
     output_tokens: int = 0
     finish_reason: str = "abort"  # of a request that nobody read to its end
     error: str | None = None
     metrics: RequestMetrics = field(init=False)
-    prompt: str | None = None
-    pieces: list[str] = field(default_factory=list)
+    pieces: dict[int, list[str]] = field(default_factory=dict)
     latest: dict[int, float] = field(default_factory=dict)
-    """When a completion's newest tokens came, by its index."""
 
     def __post_init__(self) -> None:
         self.arrived, self.started_at = self.clock(), time.time()
@@ -52,9 +56,9 @@ class RequestWatch:
                 self.error = str(completion.stop_reason) if completion.finish_reason == "error" else None
         self.prompt_tokens = len(output.prompt_token_ids) or self.prompt_tokens
         self.metrics = output.metrics
-        if self.keep_text:
-            self.prompt = output.prompt if output.prompt is not None else self.prompt
-            self.pieces += [completion.text for completion in output.outputs]
+        if self.prompt is not None:
+            for completion in output.outputs:
+                self.pieces.setdefault(completion.index, []).append(completion.text)
         if output.finished and output.embedding is not None:
             self.finish_reason = "stop"
 
@@ -85,5 +89,5 @@ class RequestWatch:
             latency=self.clock() - self.arrived,
             metrics=self.metrics,
             prompt=self.prompt,
-            text="".join(self.pieces) if self.keep_text else None,
+            texts=None if self.prompt is None else tuple("".join(self.pieces[i]) for i in sorted(self.pieces)),
         )
