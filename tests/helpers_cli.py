@@ -54,6 +54,22 @@ def make_chat_model(folder: Path, **tokenizer: Any) -> Path:
     return save_bpe(folder, **{"chat_template": TEMPLATE, **tokenizer})
 
 
+def make_chat_adapter(folder: Path, rank: int = 4, seed: int = 1) -> Path:
+    """Write a LoRA adapter of that model in PEFT's format: random, for queries and for what the MLP gives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {"self_attn.q_proj": (_HIDDEN, _HIDDEN), "mlp.down_proj": (_HIDDEN, _MLP)}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj", "down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    rng, tensors = torch.Generator().manual_seed(seed), {}
+    for i in range(_LAYERS):
+        for name, (rows, columns) in targets.items():
+            module = f"base_model.model.model.layers.{i}.{name}"
+            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, columns, generator=rng)
+            tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=rng)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
 def _weights(vocab_size: int) -> dict[str, torch.Tensor]:
     kv = _HIDDEN // _HEADS * _KV_HEADS
     shapes: dict[str, tuple[int, ...]] = {

@@ -16,9 +16,9 @@ EOS, STOP = 0, 3
 POISON = -1
 
 
-def start_of(salt: bytes) -> int:
-    """The fingerprint of the empty prefix; tenants that are kept apart have different ones."""
-    return 7 + int.from_bytes(salt, "big")
+def start_of(salt: bytes, adapter_id: int = 0) -> int:
+    """The fingerprint of the empty prefix; tenants that are kept apart, and adapters, have different ones."""
+    return 7 + int.from_bytes(salt, "big") + (adapter_id << 32)
 
 
 def extend(fingerprint: int, token: int) -> int:
@@ -33,7 +33,7 @@ def next_token(fingerprint: int) -> int:
 
 def oracle(request: Request) -> tuple[list[int], str, int | None]:
     """Output, finish reason and stop token of a request that is alone in the world, token by token."""
-    fingerprint = start_of(request.salt)
+    fingerprint = start_of(request.salt, request.adapter.id if request.adapter else 0)
     for token in request.tokens[: request.num_prompt_tokens]:
         fingerprint = extend(fingerprint, token)
     output: list[int] = []
@@ -55,6 +55,8 @@ class Row:
 
     request_id: str
     entered: int
+    adapter: int
+    adapter_id: int
     tokens: list[int]
     fingerprints: list[int]
     end: int = 0
@@ -70,12 +72,15 @@ class Device:
         self.rows: dict[int, Row] = {}
         self.cleansed_at = 0  # rows that entered from this step on must not find anything poisoned
         self._salts = salts
+        self._adapters = {0: 0}  # what is in each place
 
     def run(self, plan: StepPlan, num_planned: int, spoilt: frozenset[int] = frozenset()) -> StepResult:
         """Run a step. The rows of the slots ``spoilt`` write rubbish; they and who reads it get errors.
 
         Requests that entered in one of the ``num_planned`` steps planned so far may hold rubbish already.
         """
+        for load in plan.loads:
+            self._adapters[load.number] = load.adapter_id
         for new in plan.entering:
             self._install(new, plan.step)
         for step in plan.rows:
@@ -98,15 +103,19 @@ class Device:
         assert plan.checksum == table_checksum(tables), "the two sides' block tables differ"
 
     def _install(self, new: NewRow, step: int) -> None:
-        start = start_of(self._salts[new.request_id])
+        adapter_id = self._adapters[new.adapter]
+        start = start_of(self._salts[new.request_id], adapter_id)
         fingerprints = list(accumulate(new.token_ids, extend, initial=start))[1:]
-        row = Row(new.request_id, step, list(new.token_ids), fingerprints, table=list(new.block_ids))
+        row = Row(
+            new.request_id, step, new.adapter, adapter_id, list(new.token_ids), fingerprints, table=list(new.block_ids)
+        )
         row.end = len(row.table) * self.block_size
         self.rows[new.slot] = row
 
     def _write(self, step: RowStep) -> None:
         row, size = self.rows[step.slot], self.block_size
         assert step.num_tokens >= 1, "a row without tokens"
+        assert self._adapters[row.adapter] == row.adapter_id, "another adapter is where the row's was"
         assert step.start == row.end, "a row does not go on where it stopped"
         row.table += step.new_blocks
         row.end = step.start + step.num_tokens

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from helpers_core_device import EOS, STOP, Device, oracle
+from octavo.core.adapters import Adapter
 from octavo.core.blocks import BlockPool
 from octavo.core.plan import Admitted, Event, Finished, Preempted, Sampled, StepPlan, Waits
 from octavo.core.request import Request, token_array
@@ -23,6 +24,9 @@ PARAMS = [
 ]
 
 
+ADAPTERS = [Adapter(i, f"adapter-{i}") for i in range(1, 5)]
+
+
 @dataclass(frozen=True)
 class Setup:
     """The sizes of a world; all small, so that everything runs short all the time."""
@@ -32,6 +36,7 @@ class Setup:
     max_model_len: int = 20
     max_num_seqs: int = 3
     max_num_batched_tokens: int = 5
+    max_loras: int = 0
     policy: str = "fcfs"
     max_in_flight: int = 2
     enable_caching: bool = True
@@ -46,6 +51,7 @@ class Setup:
             max_model_len=rng.randint(4, 24),
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + rng.choice([0, 1, 2, 5, 20]),
+            max_loras=rng.choice([0, 1, 2, 3]),
             policy=rng.choice(["fcfs", "priority", "fair"]),
             max_in_flight=rng.choice([1, 2, 2, 2, 3]),
             enable_caching=rng.random() < 0.85,
@@ -76,6 +82,7 @@ class World:
             max_model_len=setup.max_model_len,
             max_num_seqs=setup.max_num_seqs,
             max_num_batched_tokens=setup.max_num_batched_tokens,
+            max_loras=setup.max_loras,
             policy=setup.policy,
             max_in_flight=setup.max_in_flight,
             debug=setup.debug,
@@ -98,6 +105,7 @@ class World:
         *,
         salt: bytes = b"",
         priority: int = 0,
+        adapter: Adapter | None = None,
         held: str = "",
         share_key: str = "",
         eos: tuple[int, ...] = (EOS,),
@@ -111,6 +119,7 @@ class World:
             eos_token_ids=eos,
             priority=priority,
             salt=salt,
+            adapter=adapter,
             held=held,
             share_key=share_key,
         )
@@ -158,6 +167,12 @@ class World:
         assert finished is not None
         self._hear([finished])
         self._check("abort")
+
+    def forget(self, adapter: Adapter) -> None:
+        """Forget an adapter, unless something uses it."""
+        if not self.scheduler.uses_adapter(adapter.id):
+            self.scheduler.batch.adapters.forget(adapter.id)
+            self._check("forget")
 
     def fail_all(self) -> None:
         """The device dies and comes back empty."""
@@ -272,6 +287,7 @@ def draw_request(world: World, rng: Random, prompts: list[list[int]]) -> str:
         params,
         salt=b"s" if draws[0] < 0.1 else b"",
         priority=int(draws[1] * 3),
+        adapter=rng.choice([None, *ADAPTERS]) if world.setup.max_loras else None,
         held="compiling" if draws[3] < 0.15 else "",
         share_key=str(int(draws[2] * 3)),
         eos=() if draws[3] > 0.7 else (EOS,),
@@ -287,7 +303,9 @@ def wander(world: World, rng: Random, num_moves: int) -> None:
         draw = rng.random()
         if draw < 0.005 and world.clients:
             world.abort(rng.choice(list(world.clients)))
-        elif draw < 0.0052:
+        elif draw < 0.007 and world.setup.max_loras:
+            world.forget(rng.choice(ADAPTERS))
+        elif draw < 0.0072:
             world.fail_all()
         elif draw < 0.03 and world.held():
             world.release(rng.choice(world.held()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers_models import VOCAB
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.outputs import RequestOutput
 
 KV_BYTES = 4 << 20
@@ -26,12 +26,13 @@ def block_bytes(llm: LLM) -> int:
 
 @dataclass
 class Job:
-    """A request of a workload: when it comes (in steps), and when it is aborted, if it is."""
+    """A request of a workload: when it comes (in steps), when it is aborted, if it is, and its LoRA adapter."""
 
     prompt: list[int]
     params: SamplingParams
     arrives: int = 0
     aborted: int | None = None
+    lora: str | None = None
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Workload:
 
 def run_alone(llm: LLM, job: Job) -> list[list[int]]:
     """The tokens of each completion of ``job`` with nothing else in the engine."""
-    output = llm.generate([job.prompt], job.params, use_tqdm=False)[0]
+    lora = None if job.lora is None else LoRARequest(job.lora)
+    output = llm.generate([job.prompt], job.params, use_tqdm=False, lora_request=lora)[0]
     return [completion.token_ids for completion in output.outputs]
 
 
@@ -80,7 +82,7 @@ def run_together(llm: LLM, jobs: list[Job], max_steps: int = 5000) -> list[Reque
     for step in range(max_steps):
         for i, job in enumerate(jobs):
             if job.arrives == step:
-                ids[llm.engine.add_request(job.prompt, job.params)] = i
+                ids[llm.engine.add_request(job.prompt, job.params, lora=job.lora)] = i
             elif job.aborted is not None and job.arrives + job.aborted == step:
                 llm.engine.abort(next(name for name, j in ids.items() if j == i))
         for output in llm.engine.step():

@@ -28,6 +28,7 @@ from transformers import (
 
 from octavo.kernels import for_device
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
+from octavo.kernels.lora import LoraPlan, LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
 from octavo.models.decoder import DecoderModel
@@ -143,10 +144,11 @@ def load_tiny(
     shard: Shard | None = None,
     ops: Ops | None = None,
     device: str = "cpu",
+    lora: LoraSizes | None = None,
 ) -> DecoderModel:
     """Octavo's model of a folder that ``make_tiny`` wrote."""
     config, _ = read_config(path)
-    build = Build(ops or for_device(device), shard or Shard(), dtype, torch.device(device))
+    build = Build(ops or for_device(device), shard or Shard(), dtype, torch.device(device), lora=lora)
     model = build_model(config, build, config.max_position_embeddings)
     load_weights(model, SafetensorsCheckpoint.open(path).tensors())
     return model
@@ -203,9 +205,17 @@ class PagedDriver:
         batch.attention = self.ops.plan_attention(batch)
         return batch
 
-    def step(self, rows: dict[int, Sequence[int]]) -> dict[int, Tensor]:
-        """Append ``rows[request]`` to each request; return each one's logits ``[new tokens, V]``."""
+    def _plan_lora(self, numbers: list[int]) -> LoraPlan | None:
+        stack = self.model.model.layers[0].self_attn.o_proj.lora
+        return self.ops.plan_lora(torch.tensor(numbers, dtype=torch.int32, device=self.device), len(stack.a))
+
+    def step(self, rows: dict[int, Sequence[int]], adapters: dict[int, int] | None = None) -> dict[int, Tensor]:
+        """Append ``rows[request]`` to each request; return each one's logits ``[new tokens, V]``. ``adapters``: the
+        numbers of those that have one.
+        """
         batch = self.batch(rows)
+        numbers = [(adapters or {}).get(request, 0) for request, new in rows.items() for _ in new]
+        batch.lora = self._plan_lora(numbers) if adapters else None
         with torch.inference_mode():
             logits = self.model.logits(self.model(batch))
         return dict(zip(rows, logits.split(list(batch.query_lens)), strict=True))

@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version"}
+NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version", "lora"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -35,8 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": {"nouns", "core.plan", "weights", *HARDWARE},
     "assemble": {"nouns", "core", "text"},
     "intake": {"nouns", "core", "text"},
+    "adapters": {"nouns", "core", "execution"},
     "grammar": {"nouns", "core.plan", "text"},
-    "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake"},
+    "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake", "adapters"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns"},

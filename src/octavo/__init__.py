@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo.engine import Engine
     from octavo.errors import ModelError, OctavoError, OutOfMemoryError, RequestError, UsageError
     from octavo.llm import LLM
+    from octavo.lora import LoRARequest
     from octavo.outputs import CompletionOutput, Logprob, RequestOutput
     from octavo.sampling_params import SamplingParams
     from octavo.structured_outputs import StructuredOutputs
@@ -26,6 +27,7 @@ _HOMES = {
     "Engine": "octavo.engine",
     "EngineConfig": "octavo.config",
     "SamplingParams": "octavo.sampling_params",
+    "LoRARequest": "octavo.lora",
     "StructuredOutputs": "octavo.structured_outputs",
     "RequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
@@ -43,6 +45,7 @@ __all__ = [
     "CompletionOutput",
     "Engine",
     "EngineConfig",
+    "LoRARequest",
     "Logprob",
     "ModelError",
     "OctavoError",

@@ -34,6 +34,11 @@ MAX_NUM_SEQS = 1 << 16
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in one step, unless asked for: enough for the matrix products to reach their best rate."""
 
+MAX_LORAS = 256
+"""LoRA adapters on the device at once."""
+
+MAX_LORA_RANK = 512
+
 NOT_ON_A_CPU = "deterministic=True is for GPUs: on a CPU the last bits of results depend on the rest of the batch"
 
 
@@ -212,6 +217,10 @@ class EngineConfig:
         enforce_eager: launch each kernel of a step on a GPU by itself, without CUDA graphs: to debug.
         deterministic: on a GPU, a request's tokens and log-probabilities are the same, to the bit, alone and in any
             batch, however its prompt is cut, cached or recomputed. Slower. A CPU cannot do it.
+        enable_lora: requests may have LoRA adapters.
+        max_loras: adapters of one step at most; so many have their place on the device.
+        max_lora_rank: the largest rank of an adapter; each place takes memory for it.
+        max_cpu_loras: adapters that are loaded at once at most; None: four times ``max_loras``.
         load_format: "auto", or "dummy" for random weights from a config alone.
         revision: branch, tag or commit of a hub repository.
         chat_template: a Jinja template instead of the model's own.
@@ -237,6 +246,10 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
     deterministic: bool = False
+    enable_lora: bool = False
+    max_loras: int = 4
+    max_lora_rank: int = 16
+    max_cpu_loras: int | None = None
     load_format: str = "auto"
     revision: str | None = None
     chat_template: str | None = None
@@ -248,6 +261,11 @@ class EngineConfig:
         """Build from ``LLM``'s keyword arguments; an unknown one is a ``UsageError`` that names the nearest."""
         reject_unknown("LLM", kwargs, (f.name for f in fields(cls)))
         return cls(model=str(model), **kwargs)
+
+    @property
+    def lora_places(self) -> int:
+        """LoRA adapters that can be on the device at once; 0 without ``enable_lora``."""
+        return self.max_loras if self.enable_lora else 0
 
     def on(self, device: str) -> EngineConfig:
         """This configuration with what depends on the device, "cpu" or "cuda:0", say, filled in."""
@@ -272,7 +290,12 @@ class EngineConfig:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}: "
                 "each running request needs one token of a step"
             )
-        for name in ("enable_prefix_caching", "enforce_eager", "deterministic", "debug"):
+        _whole("max_loras", self.max_loras, most=MAX_LORAS)
+        _whole("max_lora_rank", self.max_lora_rank, most=MAX_LORA_RANK)
+        _whole("max_cpu_loras", self.max_cpu_loras, optional=True)
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise UsageError(f"max_cpu_loras={self.max_cpu_loras} is less than max_loras={self.max_loras}")
+        for name in ("enable_prefix_caching", "enforce_eager", "deterministic", "enable_lora", "debug"):
             _one_of(name, getattr(self, name), (True, False))
         _one_of("async_scheduling", self.async_scheduling, (None, True, False))
         if not isinstance(self.gpu_memory_utilization, int | float) or not 0 < self.gpu_memory_utilization <= 1:

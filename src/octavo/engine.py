@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from octavo.adapters import Adapters
 from octavo.assemble import Assembler
 from octavo.config import EngineConfig, ModelConfig
 from octavo.core.blocks import BlockPool
@@ -29,6 +30,7 @@ from octavo.execution.memory import Ledger, tokens_per_step
 from octavo.execution.runner import Runner
 from octavo.grammar.grammars import Ending, Grammars
 from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id, unwrap
+from octavo.lora import AdapterInfo
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ class Engine:
         generation: sampling options that the model's makers suggest.
         ledger: who has the memory.
         scheduler: the core, to look at.
+        adapters: the LoRA adapters that are loaded.
         listeners: called in the order of events, with a plan and its events when a step is started, and with None and
             events when one has come back, or requests were ended from outside or are held. They must not change
             anything.
@@ -77,6 +80,7 @@ class Engine:
         self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self._ids = itertools.count()
         self._lock = threading.RLock()
+        self.adapters = Adapters(runner.adapters, self.scheduler, config)
         self._intake = Intake(tokenizer, model_config, token_limit=self.scheduler.token_limit, seed=config.seed)
 
     # ---------------------------------------------------------------- requests
@@ -91,6 +95,7 @@ class Engine:
         cache_salt: str = "",
         share_key: str = "",
         add_special_tokens: bool = True,
+        lora: str | None = None,
     ) -> str:
         """Queue a prompt and return the request's id.
 
@@ -102,6 +107,7 @@ class Engine:
             cache_salt: requests share cached blocks only with those of the same salt.
             share_key: whose request it is, with ``scheduling_policy="fair"``.
             add_special_tokens: let the tokenizer add its BOS; a rendered chat template brings its own.
+            lora: the name of a LoRA adapter that is loaded.
 
         Raises:
             RequestError: it can never be served, with what could be; nothing was queued.
@@ -110,8 +116,15 @@ class Engine:
         token_ids = self.encode(prompt, add_special_tokens)
         with self._alone():
             request_id = self._new_id(request_id, params.n)
+            adapter = None if lora is None else self.adapters.find(lora)
             requests = self._intake.make_requests(
-                request_id, token_ids, params, priority=priority, salt=cache_salt, share_key=share_key
+                request_id,
+                token_ids,
+                params,
+                priority=priority,
+                salt=cache_salt,
+                adapter=adapter,
+                share_key=share_key,
             )
             try:
                 self._queue(request_id, prompt if isinstance(prompt, str) else None, token_ids, requests)
@@ -158,7 +171,8 @@ class Engine:
         """End a request now; its output so far, or None if there is no such unfinished request."""
         with self._alone():
             now, members = time.monotonic(), self._assembler.member_ids(request_id)
-            outputs = self._apply_ends([self.scheduler.finish(m, "abort", now, stop_reason) for m in members])
+            ends = [self.scheduler.finish(member, "abort", now, stop_reason) for member in members]
+            outputs = self._apply_ends(ends)
         return outputs[0] if outputs else None
 
     def _apply_ends(self, ends: Sequence[Event | None]) -> list[RequestOutput]:
@@ -166,6 +180,7 @@ class Engine:
         events = [event for event in ends if event is not None]
         self._grammars.apply(events)
         outputs, _ = self._assembler.apply(events)
+        self.adapters.drop_unused()
         if events:
             self._tell(None, events)
         return outputs
@@ -180,6 +195,24 @@ class Engine:
         except BaseException:
             self._give_up()
             raise
+
+    def add_lora(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter, a folder in PEFT's format, for requests to ask for by ``name``.
+
+        Raises:
+            RequestError: it does not suit, or there are too many.
+        """
+        with self._alone():
+            return self.adapters.add(name, path)
+
+    def remove_lora(self, name: str) -> None:
+        """Forget an adapter; requests that have it are finished first. ``RequestError``: there is none."""
+        with self._alone():
+            self.adapters.remove(name)
+
+    def loras(self) -> list[AdapterInfo]:
+        """The adapters that requests may ask for."""
+        return self.adapters.infos()
 
     def reset_prefix_cache(self) -> None:
         """Forget what is cached of prompts; requests that run keep their blocks."""
@@ -251,6 +284,7 @@ class Engine:
         self._tell(None, events)
         ends = [self.scheduler.finish(member, "stop", now, text) for member, text in stopped]
         self._apply_ends([*ends, *self._finish(endings, now)])
+        self.adapters.drop_unused()
         if self.config.debug:
             self.scheduler.check()
         return outputs
@@ -283,6 +317,7 @@ class Engine:
         finally:  # a device that is lost cannot be waited for
             self._in_flight.clear()
             self._apply_ends(self.scheduler.fail_all(time.monotonic()))
+            self.adapters.drop_unused()
 
     def shutdown(self) -> None:
         """Abort what runs and let go of the thread. Safe to call twice."""
@@ -311,6 +346,7 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Schedu
         max_num_batched_tokens=tokens_per_step(config),
         policy=config.scheduling_policy,
         max_in_flight=2 if ahead else 1,
+        max_loras=config.lora_places,
         debug=config.debug,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from octavo.config import ModelConfig
+from octavo.core.adapters import Adapter
 from octavo.core.request import Request, token_array
 from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
@@ -59,6 +60,7 @@ class Intake:
         *,
         priority: int = 0,
         salt: str = "",
+        adapter: Adapter | None = None,
         share_key: str = "",
     ) -> list[Request]:
         """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache.
@@ -76,6 +78,7 @@ class Intake:
             "eos_token_ids": () if params.ignore_eos else self._eos_token_ids,
             "bad_words": self._bad_words(params),
             "priority": as_integer("priority", priority),
+            "adapter": adapter,
             "salt": _as_text("cache_salt", salt).encode("utf-8", "surrogatepass"),
             "share_key": _as_text("share_key", share_key),
         }

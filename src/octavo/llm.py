@@ -18,6 +18,7 @@ from octavo.cursor import Cursor
 from octavo.engine import Engine, build_engine
 from octavo.errors import RequestError
 from octavo.intake import Prompt, check_params
+from octavo.lora import LoRARequest, Loras, lora_for_each
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import PoolingParams, SamplingParams
 from octavo.text.chat import render_chat
@@ -58,6 +59,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
+        lora_request: Loras = None,
     ) -> list[RequestOutput]:
         """Complete prompts, as many at once as fit; outputs are in the prompts' order.
 
@@ -66,6 +68,7 @@ class LLM:
             sampling_params: for all, or one for each; None: the model's defaults.
             use_tqdm: show a progress bar on standard error.
             priority: one for each prompt, with ``scheduling_policy="priority"``; lower runs first.
+            lora_request: the LoRA adapter of all prompts, or one (or None) for each; what is not loaded yet is loaded.
 
         Raises:
             RequestError: a prompt can never be served. None of them has then been started.
@@ -79,7 +82,8 @@ class LLM:
         priorities = [0] * len(many) if priority is None else list(priority)
         if len(priorities) != len(many):
             raise RequestError(f"{len(priorities)} priorities for {len(many)} prompts; one for each is needed")
-        return self._run(many, params, priorities, use_tqdm, add_special_tokens=True)
+        loras = lora_for_each(lora_request, len(many))
+        return self._run(many, params, priorities, loras, use_tqdm, add_special_tokens=True)
 
     def chat(
         self,
@@ -91,6 +95,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: Loras = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several: each is a list of ``{"role": …, "content": …}``.
 
@@ -110,9 +115,12 @@ class LLM:
             for c in conversations
         ]
         params = self._params_for(sampling_params, len(prompts))
-        return self._run(prompts, params, [0] * len(prompts), use_tqdm, add_special_tokens=False)
+        loras = lora_for_each(lora_request, len(prompts))
+        return self._run(prompts, params, [0] * len(prompts), loras, use_tqdm, add_special_tokens=False)
 
-    def embed(self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True) -> list[NDArray[np.float32]]:
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True, lora_request: Loras = None
+    ) -> list[NDArray[np.float32]]:
         """A vector of length 1 for each prompt, ``[hidden_size]`` float32: the products of two say how near they are.
 
         It is the model's last hidden state at the prompt's last token, as models like Qwen3-Embedding are made for;
@@ -122,14 +130,19 @@ class LLM:
             RequestError: a prompt can never be served, or its state is not finite.
         """
         many = _as_list(prompts)
-        outputs = self._run(many, [PoolingParams()] * len(many), [0] * len(many), use_tqdm, add_special_tokens=True)
+        params, loras = [PoolingParams()] * len(many), lora_for_each(lora_request, len(many))
+        outputs = self._run(many, params, [0] * len(many), loras, use_tqdm, add_special_tokens=True)
         for i, output in enumerate(outputs):
             if output.embedding is None:
                 raise RequestError(f"prompt {i}: {output.outputs[0].stop_reason or 'there is no vector of it'}")
         return [np.asarray(output.embedding, np.float32) for output in outputs]
 
     def stream(
-        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        lora_request: LoRARequest | None = None,
     ) -> Iterator[CompletionOutput]:
         """Complete one prompt (or conversation) and yield what is new, piece by piece.
 
@@ -138,7 +151,8 @@ class LLM:
         streams may be read in turns.
         """
         params = sampling_params or self.get_default_sampling_params()
-        request_id = self.engine.add_request(self.encode(prompt), params)
+        [lora] = lora_for_each(lora_request, 1)
+        request_id = self.engine.add_request(self.encode(prompt), params, lora=self._loaded(lora))
         pieces = self._pieces(request_id)
         # A generator that was never started does not run its ``finally`` when it is dropped.
         weakref.finalize(pieces, self.engine.abort, request_id).atexit = False
@@ -212,13 +226,14 @@ class LLM:
         prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
         priorities: Sequence[int],
+        loras: Sequence[LoRARequest | None],
         use_tqdm: bool,
         add_special_tokens: bool,
     ) -> list[RequestOutput]:
         ids: list[str] = []
         try:
-            for i, (prompt, param, priority) in enumerate(zip(prompts, params, priorities, strict=True)):
-                ids.append(self._add(i, prompt, param, priority, add_special_tokens))
+            for i, job in enumerate(zip(prompts, params, priorities, loras, strict=True)):
+                ids.append(self._add(i, *job, add_special_tokens=add_special_tokens))
             done = self._finish_all(set(ids), use_tqdm)
         except BaseException:  # Ctrl-C included: nothing of this call may stay behind
             for request_id in ids:
@@ -226,11 +241,32 @@ class LLM:
             raise
         return [done[request_id] for request_id in ids]
 
-    def _add(self, i: int, prompt: Prompt, params: SamplingParams, priority: int, add_special_tokens: bool) -> str:
+    def _add(
+        self,
+        i: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        lora: LoRARequest | None,
+        *,
+        add_special_tokens: bool,
+    ) -> str:
+        options: dict[str, Any] = {"priority": priority, "add_special_tokens": add_special_tokens}
         try:
-            return self.engine.add_request(prompt, params, priority=priority, add_special_tokens=add_special_tokens)
+            return self.engine.add_request(prompt, params, **options, lora=self._loaded(lora))
         except RequestError as error:
             raise RequestError(f"prompt {i}: {error}") from None
+
+    def _loaded(self, lora: LoRARequest | None) -> str | None:
+        """The name of an adapter, which is loaded if it was not; the one used longest ago may have to make room."""
+        if lora is None:
+            return None
+        known = {info.name: info.path for info in self.engine.loras()}
+        if not lora.lora_path or known.get(lora.lora_name) == lora.lora_path:
+            return lora.lora_name
+        if lora.lora_name not in known:
+            self.engine.adapters.make_room()
+        return self.engine.add_lora(lora.lora_name, lora.lora_path).name
 
     def _finish_all(self, wanted: set[str], use_tqdm: bool) -> dict[str, RequestOutput]:
         done: dict[str, RequestOutput] = {}

@@ -15,6 +15,7 @@ from helpers_cli import (
     CONTEXT,
     FAST,
     batch_line,
+    make_chat_adapter,
     make_chat_model,
     octavo_process,
     read_lines,
@@ -22,7 +23,7 @@ from helpers_cli import (
     write_lines,
 )
 from helpers_text import byte_level_bpe
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.batch.output_file import OutputFile
 from octavo.batch.runner import BatchRunner
 from octavo.cli.batch import batch
@@ -371,3 +372,21 @@ def test_a_line_refused_at_its_second_prompt_leaves_nothing_in_the_engine(files:
     llm.engine.listeners.clear()
     assert steps == []
     assert [found["response"]["status_code"] for found in read_lines(files[1])] == [400]
+
+
+def test_a_line_whose_model_is_an_adapter_gets_it(model: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    adapters = {name: make_chat_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("blue", "red"), 1)}
+    lines = [batch_line(name, model=name, prompt="The quick", **GREEDY) for name in ("blue", "red", "whatever")]
+    lines.append(batch_line("chat", CHAT_URL, model="red", messages=HI, **GREEDY))
+    found = answers(model, files, lines, *(f"--lora={name}={path}" for name, path in adapters.items()), "--max-loras=1")
+    with LLM(str(model), kv_cache_memory=8 << 20, enable_lora=True) as llm:
+        greedy, red = SamplingParams(**GREEDY), LoRARequest("red", lora_path=str(adapters["red"]))
+        loras = [LoRARequest("blue", lora_path=str(adapters["blue"])), red, None]
+        wanted = llm.generate(["The quick"] * 3, greedy, use_tqdm=False, lora_request=loras)
+        chat = llm.chat(HI, greedy, use_tqdm=False, lora_request=red)
+    bodies = {name: line["response"]["body"] for name, line in found.items()}
+    texts = [bodies[name]["choices"][0]["text"] for name in ("blue", "red", "whatever")]
+    assert texts == [output.outputs[0].text for output in wanted]
+    assert len(set(texts)) == 3
+    assert bodies["chat"]["choices"][0]["message"]["content"] == chat[0].outputs[0].text
+    assert [bodies[name]["model"] for name in ("blue", "red", "whatever", "chat")] == ["blue", "red", str(model), "red"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from helpers_cli import FAST, make_chat_model, octavo_process
+from helpers_cli import FAST, make_chat_adapter, make_chat_model, octavo_process
 from helpers_text import byte_level_bpe
-from octavo import LLM, SamplingParams
+from octavo import LLM, LoRARequest, SamplingParams
 from octavo.cli.run import _Talk, run
-from octavo.errors import OctavoError, UsageError
+from octavo.errors import OctavoError, RequestError, UsageError
 
 LONG = ("-n", "8000", "--kv-cache-memory", "64M")
 
@@ -181,3 +181,25 @@ def test_an_answer_that_cannot_be_shown_is_not_computed_further(model: Path, mon
         with pytest.raises(BrokenPipeError):
             _Talk(llm, {}, False).answer("Hi")
         assert not llm.engine.has_unfinished_requests()
+
+
+def test_an_adapter_changes_the_answers(model: Path, tmp_path: Path) -> None:
+    adapter = make_chat_adapter(tmp_path / "adapter")
+    with LLM(str(model), kv_cache_memory=8 << 20, enable_lora=True) as llm:
+        params = SamplingParams(temperature=0, max_tokens=9)
+        request = LoRARequest("style", lora_path=str(adapter))
+        wanted = llm.generate("The quick", params, use_tqdm=False, lora_request=request)[0].outputs[0].text
+    answer = call(model, "The quick", "--raw", "-n", "9", "--lora", f"style={adapter}").stdout
+    assert answer == wanted + "\n" != call(model, "The quick", "--raw", "-n", "9").stdout
+
+
+def test_adapters_that_cannot_be_used_are_an_error(model: Path, tmp_path: Path) -> None:
+    adapter = make_chat_adapter(tmp_path / "adapter", rank=20)
+    with pytest.raises(RequestError, match=r"has rank 20 in .*; at most max_lora_rank=16 is accepted"):
+        call(model, "a", "--raw", "--lora", f"style={adapter}")
+    assert call(model, "a", "--raw", "-n", "2", "--lora", f"style={adapter}", "--max-lora-rank", "20").exit_code == 0
+    with pytest.raises(UsageError, match="2 adapters are given; accepted: one --lora"):
+        call(model, "a", "--raw", "--lora", f"x={adapter}", "--lora", f"y={adapter}")
+    wrong = call(model, "a", "--lora", "style")
+    assert wrong.exit_code == 2
+    assert "'style' is not a name and a folder; accepted: NAME=PATH" in wrong.stderr

@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from helpers_cli import FAST, make_chat_model, octavo_process
+from helpers_cli import FAST, make_chat_adapter, make_chat_model, octavo_process
 from octavo.client.verbs import EngineInfo
 from octavo.server.serve import capacity
 
@@ -155,6 +155,18 @@ def test_a_client_that_leaves_frees_its_blocks(model):
         while (counts := httpx.post(f"{server.url}/debug/check").json())["unfinished"]:
             assert time.monotonic() < end, counts
         assert counts["free_blocks"] == counts["num_blocks"]
+
+
+def test_adapters_to_begin_with_are_models_beside_the_model(model, tmp_path):
+    adapter = make_chat_adapter(tmp_path / "adapter")
+    with served(model, "--served-model-name", "tiny", "--lora", f"sql={adapter}") as server:
+        models = httpx.get(f"{server.url}/v1/models").json()["data"]
+        assert {entry["id"] for entry in models} == {"tiny", "sql"}
+        texts = set()
+        for name in ("tiny", "sql"):
+            body = {"model": name, "prompt": "Hi", "max_tokens": 8, "temperature": 0}
+            texts.add(httpx.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]["text"])
+        assert len(texts) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

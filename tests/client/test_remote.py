@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers_cli import make_chat_model
+from helpers_cli import make_chat_adapter, make_chat_model
 from helpers_engine import Job, Workload, run_alone, tiny_llm
 from helpers_models import VOCAB, make_tiny
 from helpers_remote import joined_tokens, read_all, start, tokens_of, until_idle
-from octavo import LLM, ModelError, RequestError, SamplingParams
+from octavo import LLM, LoRARequest, ModelError, RequestError, SamplingParams
 from octavo.client.remote import RemoteEngine
 from octavo.client.verbs import BusyError, EngineDeadError
 from octavo.client.wire import Limits
@@ -146,7 +146,7 @@ def test_text_is_the_same_as_in_this_process(tmp_path, loop):
         ([3] * 300, {}, "at most 255 are accepted"),
         ("text", {}, "without a tokenizer"),
         ([3], {"stop_token_ids": [VOCAB]}, "stop_token_ids"),
-        ([3], {"lora": "x"}, "adapters are not enabled"),
+        ([3], {"lora": "x"}, "started without LoRA adapters"),
         ([3], {"cache_salt": "\ud800"}, "cannot be sent"),
     ],
 )
@@ -171,7 +171,7 @@ def test_an_id_is_taken_while_its_request_runs(loop, engine):
 
 
 def test_adapters_are_refused_in_one_line(loop, engine):
-    with pytest.raises(RequestError, match="adapters are not enabled"):
+    with pytest.raises(RequestError, match="started without LoRA adapters"):
         loop.run(engine.add_lora("a", "/nowhere"))
     assert list(engine.loras()) == []
 
@@ -187,6 +187,34 @@ def test_the_queue_is_bounded(path, loop):
         assert len(busy) == 3
         assert all(1 <= error.retry_after <= 60 for error in busy)
         assert len([result for result in results if isinstance(result, list)]) == 2
+        await engine.shutdown(0)
+
+    loop.run(within(60, run()))
+
+
+def test_adapters_are_loaded_used_and_removed(tmp_path, loop):
+    path = make_chat_model(tmp_path / "chat")
+    adapter = str(make_chat_adapter(tmp_path / "adapter"))
+    options = {"kv_cache_memory": 8 << 20, "enable_lora": True, "max_loras": 2}
+    with LLM(str(path), **options) as llm:
+        plain = llm.generate([[5, 6]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+        llm.engine.add_lora("a", adapter)
+        adapted = llm.generate([[5, 6]], GREEDY, use_tqdm=False, lora_request=LoRARequest("a"))[0].outputs[0].token_ids
+    assert adapted != plain
+
+    async def run() -> None:
+        engine = await RemoteEngine.start(EngineConfig.from_kwargs(str(path), **options))
+        assert engine.info.max_loras == 2
+        info = await engine.add_lora("a", adapter)
+        assert (info.name, info.path, list(engine.loras())) == ("a", adapter, [info])
+        with pytest.raises(RequestError, match="'a' already"):
+            await engine.add_lora("a", adapter)
+        outputs = await asyncio.gather(*(read_all(engine, [5, 6], GREEDY, lora=lora) for lora in (None, "a", None)))
+        assert [joined_tokens(output)[0] for output in outputs] == [plain, adapted, plain]
+        await engine.remove_lora("a")
+        assert list(engine.loras()) == []
+        with pytest.raises(RequestError, match="no LoRA adapter 'a'"):
+            await read_all(engine, [5, 6], GREEDY, lora="a")
         await engine.shutdown(0)
 
     loop.run(within(60, run()))

@@ -139,7 +139,7 @@ def test_the_other_messages_from_the_engine() -> None:
 
 def test_the_start() -> None:
     config = EngineConfig.from_kwargs("m", kv_cache_memory=1 << 40, gpu_memory_utilization=1, async_scheduling=True)
-    start = Start(config, Limits(3, 4), "/f")
+    start = Start(config, Limits(3, 4))
     assert decode_start(encode(start)) == start
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from helpers_engine import tiny_llm
+from helpers_lora import make_adapter
 from helpers_models import make_tiny
 from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
 from octavo.core.plan import StepPlan
 from octavo.engine import Engine
 from octavo.execution import graphs
-from octavo.execution.build import _build_model
+from octavo.execution.build import _build_model, lora_sizes
 from octavo.execution.build_device import assemble
 from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.memory import draw_up
@@ -39,7 +40,8 @@ def device_engine(path: Path, **options) -> tuple[Engine, DeviceRunner]:
     config = EngineConfig.from_kwargs(str(path), **options).on("cpu")
     checkpoint = open_checkpoint(path)
     ops = ReferenceOps()
-    model = _build_model(config, checkpoint, Build(ops, dtype=torch.float32, device=DEVICE), progress=False)
+    build = Build(ops, dtype=torch.float32, device=DEVICE, lora=lora_sizes(config))
+    model = _build_model(config, checkpoint, build, progress=False)
     ledger = draw_up(model.config, config, dtype="float32", kv_dtype="float32", weights=0, free=1 << 34)
     runner = assemble(config, model, ops, ledger, torch.float32, DEVICE)
     return Engine(config, checkpoint.config, runner, ledger, None), runner
@@ -119,6 +121,55 @@ def test_vectors_are_those_of_the_plain_runner(path):
         assert (found.embedding is None) == (wanted.embedding is None)
         if wanted.embedding is not None:
             torch.testing.assert_close(torch.tensor(found.embedding), torch.tensor(wanted.embedding))
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """A model, and adapters of it by name."""
+    folder = tmp_path_factory.mktemp("adapters")
+    base, path = make_tiny("qwen3", folder)
+    return path, {f"a{i}": make_adapter(base, "qwen3", folder / f"a{i}", i)[1] for i in range(3)}
+
+
+def run_adapted(engine: Engine, names: list[str | None]) -> list[list[int]]:
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    ids = [engine.add_request([5, 6, 7, 8, 9 + i % 2] * (1 + i), params, lora=name) for i, name in enumerate(names)]
+    done = {}
+    while engine.has_unfinished_requests():
+        done |= {output.request_id: output for output in engine.step()}
+    return [done[name].outputs[0].token_ids for name in ids]
+
+
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"max_loras": 1}], ids=str)
+def test_adapters_give_the_tokens_of_the_plain_runner(adapters, options):
+    """In decode steps, in mixed ones and in those without a graph; slots are used again with other adapters."""
+    path, folders = adapters
+    names = [None, "a0", "a1", "a1", None, "a2", "a0", None]
+    sizes = {"max_num_seqs": 3, "max_num_batched_tokens": 12, "enable_lora": True, "max_loras": 2}
+    with tiny_llm(path, **sizes) as llm:
+        engine, _ = device_engine(path, **{**sizes, **options})
+        for name, folder in folders.items():
+            for each in (engine, llm.engine):
+                each.add_lora(name, str(folder))
+        assert run_adapted(engine, names) == run_adapted(llm.engine, names)
+        assert run_adapted(engine, names[::-1]) == run_adapted(llm.engine, names[::-1])
+    engine.shutdown()
+
+
+def test_a_failed_step_leaves_no_wrong_adapter_behind(adapters, monkeypatch):
+    """What it was about to tell the device is not lost: the next in its slot has its own adapter, or none."""
+    path, folders = adapters
+    engine, runner = device_engine(path, enable_lora=True, max_num_seqs=1)
+    engine.add_lora("a0", str(folders["a0"]))
+    expected = {name: run_adapted(engine, [name])[0] for name in (None, "a0")}
+    assert expected[None] != expected["a0"]
+    for name in ("a0", None, "a0"):  # each after one that had the other
+        with monkeypatch.context() as patch:
+            patch.setattr(runner.state, "send", lambda staging: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run_adapted(engine, [name])
+        assert run_adapted(engine, [name])[0] == expected[name]
     engine.shutdown()
 
 

@@ -6,19 +6,22 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import helpers_models
 from helpers_export import IDS, export, logits, make_blocky, weights
 from helpers_gguf import write_llama
 from helpers_models import PagedDriver, make_tiny
 from helpers_text import CORPUS, save_bpe, save_spm
 from octavo.errors import ModelError, UsageError
-from octavo.export.gguf_metadata import architecture
+from octavo.export.gguf_metadata import architecture, model_keys
 from octavo.kernels import for_device
 from octavo.layers.build import Build
 from octavo.models.loading import load_weights
@@ -46,10 +49,38 @@ FAMILIES = [
     "mistral",
     "qwen2",
     "qwen3",
+    "qwen3-moe",
+    "mixtral",
+    "smollm3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-partial",
+    "phi3-longrope",
+    "starcoder2",
+    "gpt2",
 ]
+
+FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
+    "qwen3-moe": {"mlp_only_layers": []},
+    "smollm3": {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "no_rope_layers": None},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+}
+"""What GGUF takes for granted of a family, where the tiny models are otherwise."""
+
+
+@pytest.fixture
+def as_gguf_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, changes in FOR_LLAMA_CPP.items():
+        options = helpers_models.TINY[name].to_dict() | changes
+        options.pop("layer_types", None)
+        tiny = type(helpers_models.TINY[name])(**options, attn_implementation="eager")
+        monkeypatch.setitem(helpers_models.TINY, name, tiny)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.usefixtures("as_gguf_has_it")
 def test_the_same_logits(name: str, tmp_path: Path) -> None:
     """Order of rows, configuration and scaling: what comes back computes what went in."""
     model, path = make_tiny(name, tmp_path)
@@ -145,20 +176,67 @@ def test_a_model_without_tokenizer_says_so(tmp_path: Path) -> None:
     assert "no tokenizer" in export(path, tmp_path / "b.gguf", format="gguf").notes[0]
 
 
-def test_what_gguf_cannot_hold(tmp_path: Path) -> None:
-    _, path = make_tiny("gpt2", tmp_path)
-    with pytest.raises(ModelError, match="GPT2LMHeadModel cannot be exported to GGUF"):
+@pytest.mark.parametrize("name", [*FOR_LLAMA_CPP, "phi3", "starcoder2", "gpt2", "mixtral"])
+@pytest.mark.usefixtures("as_gguf_has_it")
+def test_names_and_shapes_are_the_gguf_packages(name: str, tmp_path: Path) -> None:
+    """Its tables of names are those of llama.cpp's own converter."""
+    model, path = make_tiny(name, tmp_path)
+    export(path, tmp_path / "out.gguf", format="gguf", dtype="float16")
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")
+    architecture = reader.fields["general.architecture"].contents()
+    number = next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == architecture)
+    names = gguf.get_tensor_name_map(number, model.config.num_hidden_layers)
+    expected = {}
+    for tensor_name, tensor in model.state_dict().items():
+        fused = tensor_name.endswith(".gate_up_proj") and tensor.ndim == 3
+        own = [tensor_name.replace("gate_up", part) for part in ("gate", "up")] if fused else [tensor_name]
+        for each in own:
+            stored = names.get_name(each, try_suffixes=(".weight", ".bias"))
+            stored = stored if stored is None or stored.endswith(("weight", "bias")) else f"{stored}.weight"
+            expected[stored] = tensor.numel() // len(own)
+    if model.config.tie_word_embeddings:  # of Gemma 2 the tables have no head at all
+        expected = {stored: size for stored, size in expected.items() if stored not in ("output.weight", None)}
+    assert {tensor.name: tensor.n_elements for tensor in reader.tensors} == expected
+    floats = {tensor.name for tensor in reader.tensors if tensor.tensor_type.name == "F32"}
+    assert all(("inp" in each or "position" in each or "norm" in each or "bias" in each) for each in floats)
+
+
+@pytest.mark.parametrize("name", list(FOR_LLAMA_CPP))
+def test_what_a_family_takes_for_granted_and_a_model_has_otherwise(name: str, tmp_path: Path) -> None:
+    _, path = make_tiny(name, tmp_path)
+    with pytest.raises(ModelError, match=r"GGUF cannot say of this family that|in other layers than GGUF takes"):
         export(path, tmp_path / "out.gguf", format="gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_mixture_lacks_an_expert(tmp_path: Path) -> None:
+    _, path = make_tiny("mixtral", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"layers.1.mlp.experts.down_proj has 4 experts' matrices; those of 5 were"):
+        export(path, tmp_path / "out.gguf", format="gguf")
+
+
+def test_windows_that_llama_cpp_does_not_heed_are_told(tmp_path: Path) -> None:
+    _, path = make_tiny("mistral", tmp_path)
+    report = export(path, tmp_path / "out.gguf", format="gguf")
+    assert report.notes[0] == "llama.cpp has no sliding window (9 tokens) in models of this architecture"
+
+
+def test_what_gguf_cannot_hold(tmp_path: Path) -> None:
+    config, _ = read_config(make_tiny("llama", tmp_path)[1])
+    with pytest.raises(ModelError, match="FalconForCausalLM cannot be exported to GGUF; accepted: LlamaForCausalLM"):
+        architecture(replace(config, architecture="FalconForCausalLM"))
     _, path = make_tiny("llama", tmp_path)
     with pytest.raises(UsageError, match="fp8 has no block type in GGUF; accepted: int8, int4"):
         export(path, tmp_path / "out.gguf", format="gguf", quantize="fp8")
     _, path = make_tiny("llama-yarn-mscale", tmp_path)
     with pytest.raises(ModelError, match="yarn"):
         export(path, tmp_path / "out.gguf", format="gguf")
-    config, _ = read_config(path)
     for name, value in {"hidden_act": "gelu", "attention_scale": 0.5, "logit_soft_cap": 30.0, "rotary_dim": 4}.items():
         with pytest.raises(ModelError, match=f"GGUF cannot say of this family that {name} is {value}"):
-            architecture(replace(config, **{name: value}))
+            model_keys(replace(config, **{name: value}))
     _, path = make_tiny("llama", tmp_path)
     settings = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**settings, "hidden_act": "gelu"}))

@@ -13,7 +13,7 @@ from helpers_models import PagedDriver, load_tiny, make_tiny
 from helpers_parallel import Ring
 from helpers_quantized import awq as awq_writer
 from helpers_quantized import write_quantized
-from octavo.config import EngineConfig, ExpertsConfig
+from octavo.config import EngineConfig
 from octavo.errors import ModelError, OutOfMemoryError
 from octavo.execution.build import build_runner, choose_packing
 from octavo.kernels.packed import BlockWeight, Int4Weight, Int8Weight, PackedWeight, StackedWeight
@@ -113,18 +113,6 @@ def test_int4_does_not_fit_all_and_says_so(tiny):
         "int4 does not fit matrices with 84 inputs: 3 stay as they are (model.layers.0.mlp.down_proj"
     )
     assert describe_packing(load(tiny, Packing(SCHEMES["int8"])), SCHEMES["int8"]) == ""
-
-
-def test_experts_are_not_quantized_and_it_is_said(tmp_path):
-    config = replace(tiny_config(tmp_path), architecture="MixtralForCausalLM")
-    config = replace(config, experts=ExpertsConfig(count=8, per_token=2, size=1024))
-    model = build_model(config, Build(ReferenceOps(), packing=Packing(SCHEMES["int8"])), 64)
-    weights = 3 * 8 * 3 * 48 * 1024 * 4  # layers, experts, matrices
-    assert describe_packing(model, SCHEMES["int8"]) == f"{weights >> 20} MiB of experts' weights are not quantized"
-
-
-def tiny_config(folder):
-    return SafetensorsCheckpoint.open(make_tiny("llama", folder)[1]).config
 
 
 def test_a_tied_head_has_its_own_copy(tied):

@@ -175,13 +175,18 @@ class BatchRunner:
         self._running |= dict.fromkeys(running.request_ids, running)
 
     def _add_requests(self, running: _Running, params: SamplingParams) -> None:
-        body, prompts = running.job.body, self._prompts(running.job)
+        body, prompts, lora = running.job.body, self._prompts(running.job), self._lora_of(running.job)
         chat = isinstance(body, ChatCompletionRequest)  # the template writes BOS itself
         for prompt in prompts:
             request_id = self._engine.add_request(
-                prompt, params, priority=body.priority or 0, add_special_tokens=not chat
+                prompt, params, priority=body.priority or 0, add_special_tokens=not chat, lora=lora
             )
             running.request_ids.append(request_id)
+
+    def _lora_of(self, job: Job) -> str | None:
+        """A job whose model is the name of an adapter gets that; any other name is the model that runs."""
+        names = {info.name for info in self._engine.loras()}
+        return job.body.model if job.body.model in names else None
 
     def _prompts(self, job: Job) -> list[str] | list[list[int]]:
         if isinstance(job.body, ChatCompletionRequest):
@@ -210,7 +215,8 @@ class BatchRunner:
         tokenizer = self._engine.tokenizer
         written = None if tokenizer is None else tokenizer.token_bytes
         kind = "chatcmpl" if isinstance(job.body, ChatCompletionRequest) else "cmpl"
-        by = Answered(f"{kind}-{self._name(job.number)}", int(time.time()), self._llm.config.model, written)
+        model = self._lora_of(job) or self._llm.config.model
+        by = Answered(f"{kind}-{self._name(job.number)}", int(time.time()), model, written)
         if isinstance(job.body, ChatCompletionRequest):
             return chat_completion(outputs[0], job.body.top_logprobs or 0, by)
         return completion(outputs, by)

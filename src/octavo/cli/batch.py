@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from octavo.cli.interrupt import interrupts_between_steps
-from octavo.cli.options import engine_options, load, read_text_file, split_engine_options
+from octavo.cli.options import engine_options, load, lora_option, read_text_file, split_engine_options
 from octavo.errors import OctavoError, UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +32,22 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Start anew, whatever is in OUT.jsonl.")
 @click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
 @click.option("--seed", type=int, help="Of the requests that bring none [0].")
+@lora_option
 @engine_options
-def batch(model: str, input: Path, output: Path, overwrite: bool, chat_template: str | None, **options: Any) -> None:
+def batch(
+    model: str,
+    input: Path,
+    output: Path,
+    overwrite: bool,
+    chat_template: str | None,
+    loras: tuple[tuple[str, str], ...],
+    **options: Any,
+) -> None:
     """Answer the requests in IN.jsonl, one a line, in OpenAI's batch format.
 
     Urls: /v1/chat/completions and /v1/completions. Answers are written as they are done. A request that cannot be
-    served gets an answer with status 400, and stops nothing. Stopped or killed, the same command goes on where it was.
+    served gets an answer with status 400, and stops nothing. A request whose model is the name of an adapter gets it.
+    Stopped or killed, the same command goes on where it was.
     """
     from octavo.batch.input_file import open_input
     from octavo.batch.output_file import OutputFile
@@ -47,7 +57,7 @@ def batch(model: str, input: Path, output: Path, overwrite: bool, chat_template:
         given["chat_template"] = read_text_file("the chat template", chat_template)
     with open_input(input) as source:
         _refuse_same_file(source, output)
-        with OutputFile(output, overwrite=overwrite) as out, load(model, given) as llm:
+        with OutputFile(output, overwrite=overwrite) as out, load(model, given, loras) as llm:
             _run(llm, source, out)
 
 

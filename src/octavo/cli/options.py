@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ _ENGINE: list[Decorator] = [
     click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority", "fair"]), help="Who comes first."),
     click.option("--deterministic", is_flag=True, default=None, help="Same bits in any batch, slower; GPUs only."),
     click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs: to debug."),
+    click.option("--max-loras", type=int, metavar="N", help="Most LoRA adapters in one step."),
+    click.option("--max-lora-rank", type=int, metavar="N", help="Largest rank of a LoRA adapter."),
     click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),
     click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
 ]
@@ -61,7 +63,7 @@ ENGINE_NAMES = (
     *("device", "dtype", "quantization", "tokenizer", "revision", "max_model_len", "max_num_seqs"),
     *("max_num_batched_tokens", "block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype"),
     *("enable_prefix_caching", "async_scheduling", "scheduling_policy", "deterministic", "enforce_eager"),
-    *("load_format", "debug"),
+    *("max_loras", "max_lora_rank", "load_format", "debug"),
 )
 """Their names, which are those of ``EngineConfig``'s fields."""
 
@@ -79,12 +81,44 @@ def split_engine_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in taken.items() if value is not None}
 
 
-def load(model: str, given: dict[str, Any]) -> LLM:
-    """Check the options, then load the model: the import of torch takes longer than most mistakes deserve."""
+class NamedPath(click.ParamType):
+    """A name and a place: ``sql=adapters/sql``."""
+
+    name = "name=path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, sign, path = str(value).partition("=")
+        if not (name and sign and path):
+            self.fail(f"{value!r} is not a name and a folder; accepted: NAME=PATH", param, ctx)
+        return name, path
+
+
+def lora_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--lora``, the adapters to load; `load` takes them."""
+    help = "Load a LoRA adapter (a folder in PEFT's format) under a name; may be given several times."
+    return click.option("--lora", "loras", multiple=True, type=NamedPath(), metavar="NAME=PATH", help=help)(command)
+
+
+def with_room_for(loras: Sequence[tuple[str, str]], given: dict[str, Any]) -> dict[str, Any]:
+    """The engine's options, with room for adapters that were named: the more, the more places."""
+    if not loras:
+        return given
+    places = given.get("max_loras", min(len(loras), EngineConfig.max_loras))
+    return {**given, "enable_lora": True, "max_loras": places, "max_cpu_loras": max(places, len(loras))}
+
+
+def load(model: str, given: dict[str, Any], loras: Sequence[tuple[str, str]] = ()) -> LLM:
+    """Check the options, then load the model: the import of torch takes longer than most mistakes deserve. ``loras``:
+    names and folders of LoRA adapters, which are loaded, too.
+    """
+    given = with_room_for(loras, given)
     EngineConfig.from_kwargs(model, **given)
     from octavo.llm import LLM
 
-    return LLM(model, **given)
+    llm = LLM(model, **given)
+    for name, path in loras:
+        llm.engine.add_lora(name, path)
+    return llm
 
 
 def read_text_file(what: str, path: str) -> str:

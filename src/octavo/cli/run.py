@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo.cli.interrupt import interrupts_between_steps
-from octavo.cli.options import engine_options, load, read_text_file, split_engine_options
+from octavo.cli.options import engine_options, load, lora_option, read_text_file, split_engine_options
 from octavo.errors import OctavoError, RequestError, UsageError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
@@ -38,13 +38,22 @@ DEFAULT_MAX_TOKENS = 512
 @click.option("--raw", is_flag=True, help="Complete the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="A system message for the chat template.")
 @click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
+@lora_option
 @engine_options
 def run(
-    model: str, prompt: str | None, raw: bool, system: str | None, chat_template: str | None, **options: Any
+    model: str,
+    prompt: str | None,
+    raw: bool,
+    system: str | None,
+    chat_template: str | None,
+    loras: tuple[tuple[str, str], ...],
+    **options: Any,
 ) -> None:
     """Stream an answer to PROMPT ("-" reads it from standard input), or chat if there is none."""
     if raw and (prompt is None or system or chat_template):
         raise UsageError("--raw takes a prompt, and neither --system nor --chat-template")
+    if len(loras) > 1:
+        raise UsageError(f"{len(loras)} adapters are given; accepted: one --lora, which all answers have")
     given = split_engine_options(options)
     if chat_template is not None:
         given["chat_template"] = read_text_file("the chat template", chat_template)
@@ -56,10 +65,11 @@ def run(
         raise UsageError("standard input is closed; give the prompt as an argument")
     if prompt == "-":
         prompt = sys.stdin.read()
-    with load(model, given) as llm:
+    with load(model, given, loras) as llm:
         if not raw:
             _require_template(llm)
-        talk = _Talk(llm, {"temperature": 0.0, **llm.engine.generation, **chosen}, "max_tokens" in chosen)
+        sampling = {"temperature": 0.0, **llm.engine.generation, **chosen}
+        talk = _Talk(llm, sampling, "max_tokens" in chosen, lora=loras[0][0] if loras else None)
         if prompt is None:
             _chat(talk, system)
         else:
@@ -79,8 +89,9 @@ def _conversation(system: str | None, prompt: str) -> list[Message]:
 class _Talk:
     """A model and how to sample from it: streams answers, with a line of figures after each."""
 
-    def __init__(self, llm: LLM, options: dict[str, Any], fixed_length: bool) -> None:
+    def __init__(self, llm: LLM, options: dict[str, Any], fixed_length: bool, lora: str | None = None) -> None:
         self._llm = llm
+        self._lora = lora
         self._options = options
         self._fixed_length = fixed_length
 
@@ -88,7 +99,7 @@ class _Talk:
         """Stream one answer to standard output and its figures to standard error; return its text."""
         token_ids = self._llm.encode(prompt)
         params = self._params_for(len(token_ids))
-        request_id = self._llm.engine.add_request(token_ids, params)
+        request_id = self._llm.engine.add_request(token_ids, params, lora=self._lora)
         text = ""
         try:
             with contextlib.closing(self._follow(request_id)) as outputs:

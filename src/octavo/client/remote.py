@@ -298,10 +298,15 @@ class RemoteEngine:
     # ---------------------------------------------------------------- news
 
     async def _pump(self) -> None:
-        while True:
-            message = decode_from_engine(await self._connection.receive())
-            if isinstance(message, News):
-                self._take(message)
+        try:
+            while True:
+                message = decode_from_engine(await self._connection.receive())
+                if isinstance(message, News):
+                    self._take(message)
+        except Exception as error:  # nobody shall wait for news that can no longer be read
+            self._die(f"the engine's news cannot be read: {error}")
+            self._process.kill()
+            raise
 
     def _take(self, news: News) -> None:
         streams = self._streams

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from octavo.errors import OctavoError
+from octavo.lora import AdapterInfo as AdapterInfo
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 
@@ -29,14 +30,6 @@ class BusyError(OctavoError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class AdapterInfo(msgspec.Struct, frozen=True):
-    """A LoRA adapter that is loaded: its name, which requests use as their model, and where it came from."""
-
-    name: str
-    path: str
-    rank: int
 
 
 class EngineInfo(msgspec.Struct, frozen=True):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import insort
 
+from octavo.core.adapters import AdapterPlaces
 from octavo.core.blocks import BlockPool
 from octavo.core.in_flight import InFlight
+from octavo.core.plan import AdapterLoad
 from octavo.core.policy import Policy
 from octavo.core.request import Request, Status
 
@@ -15,11 +17,13 @@ class Batch:
 
     Attributes:
         running: the requests; this list is the same object for ever.
+        adapters: which LoRA adapters are on the device, held by the requests.
         in_flight: the planned steps, and the slots and blocks that they keep from being free.
     """
 
-    def __init__(self, pool: BlockPool, max_num_seqs: int, policy: Policy) -> None:
+    def __init__(self, pool: BlockPool, max_num_seqs: int, policy: Policy, max_loras: int = 0) -> None:
         self.running: list[Request] = []
+        self.adapters = AdapterPlaces(max_loras)
         self.in_flight = InFlight(pool, max_num_seqs)
         self._pool = pool
         self._policy = policy
@@ -31,8 +35,8 @@ class Batch:
         usable = (len(request.tokens) - 1) // self._pool.block_size
         return self._pool.lookup(request.hashes(usable, self._pool.block_size))
 
-    def enter(self, request: Request, cached: list[int]) -> None:
-        """Give a waiting request a free slot, and the ``cached`` blocks."""
+    def enter(self, request: Request, cached: list[int]) -> AdapterLoad | None:
+        """Give a waiting request a free slot, the ``cached`` blocks, and its adapter: what is to be loaded for that."""
         self._pool.acquire(cached)
         request.blocks = list(cached)
         request.num_registered = len(cached)
@@ -40,6 +44,10 @@ class Batch:
         request.status = Status.RUNNING
         request.slot = self.in_flight.free_slots.pop()
         insort(self.running, request, key=self._policy)
+        if request.adapter is None:
+            return None
+        request.adapter_number, new = self.adapters.take(request.adapter)
+        return AdapterLoad(request.adapter_number, request.adapter.id) if new else None
 
     def new_blocks_for(self, request: Request, count: int) -> int:
         """Blocks that it must be given before ``count`` more tokens can be computed."""
@@ -67,8 +75,12 @@ class Batch:
             request.num_registered = full
 
     def leave(self, request: Request) -> None:
-        """Take a request out; its slot and blocks are free once no step in flight uses them."""
+        """Take a request out; its slot and blocks are free once no step in flight uses them, its adapter's place
+        at once.
+        """
         self.running.remove(request)
         self.in_flight.free_after(request.last_step, request.slot, request.blocks)
-        request.blocks, request.slot = [], -1
+        if request.adapter is not None:
+            self.adapters.release(request.adapter)
+        request.blocks, request.slot, request.adapter_number = [], -1, 0
         request.num_computed = request.num_registered = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.core.plan import Admitted, Event, NewRow, RowStep, StepPlan, table_checksum
+from octavo.core.plan import AdapterLoad, Admitted, Event, NewRow, RowStep, StepPlan, table_checksum
 from octavo.core.request import Request
 
 
@@ -18,6 +18,7 @@ class Draft:
         preempted: a request had to give up its blocks, so that no other is admitted in this step.
         events: what was decided, in order; those that come from an attempt which gave no step stand first.
         requests: parallel to ``rows``.
+        loads: adapters that must be brought to the device.
     """
 
     def __init__(self, step: int, budget: int, untold: Sequence[Event]) -> None:
@@ -28,11 +29,13 @@ class Draft:
         self.rows: list[RowStep] = []
         self.requests: list[Request] = []
         self.entering: list[NewRow] = []
+        self.loads: list[AdapterLoad] = []
         self.masked: list[tuple[int, str]] = []
         self.events: list[Event] = list(untold)
 
-    def enter(self, request: Request) -> None:
-        """Note that ``request`` enters the batch, with the blocks it found in the cache."""
+    def enter(self, request: Request, load: AdapterLoad | None = None) -> None:
+        """Note that ``request`` enters the batch, with the blocks it found in the cache, and what ``load`` it needs."""
+        self.loads += [load] if load is not None else []
         self.events.append(Admitted(request.id, request.slot, request.num_computed))
         self.entering.append(
             NewRow(
@@ -45,13 +48,14 @@ class Draft:
                 eos_token_ids=request.eos_token_ids,
                 bad_words=request.bad_words,
                 block_ids=tuple(request.blocks),
+                adapter=request.adapter_number,
             )
         )
 
     def freeze(self, *, with_checksum: bool) -> StepPlan:
         checksum = self._checksum() if with_checksum else None
-        rows, entering, events = tuple(self.rows), tuple(self.entering), tuple(self.events)
-        return StepPlan(self.step, rows, entering, events, tuple(self.masked), checksum)
+        parts = tuple(self.rows), tuple(self.entering), tuple(self.events), tuple(self.masked)
+        return StepPlan(self.step, *parts, checksum, tuple(self.loads))
 
     def _checksum(self) -> int:
         return table_checksum(sorted((r.slot, r.num_computed, r.blocks) for r in self.requests))

@@ -18,6 +18,7 @@ def check_scheduler(scheduler: Scheduler) -> None:
     scheduler.pool.check([r.blocks for r in running] + [entry.blocks for entry in limbo])
     _check_slots(scheduler)
     _check_membership(scheduler)
+    scheduler.batch.adapters.check((r.adapter, r.adapter_number) for r in running if r.adapter is not None)
     _check_pending(scheduler)
     keys = [scheduler.policy(r) for r in running]
     assert keys == sorted(keys), "the running list is out of order"

@@ -24,6 +24,13 @@ sampling of these rows waits. A row that is ``masked`` but has no mask belongs t
 """
 
 
+class AdapterLoad(msgspec.Struct, frozen=True):
+    """A LoRA adapter that is to be on the device, as ``number``, from this step on; what was there is replaced."""
+
+    number: int
+    adapter_id: int
+
+
 class NewRow(msgspec.Struct, frozen=True):
     """A request that enters the batch, for the first time or again after a preemption.
 
@@ -35,6 +42,7 @@ class NewRow(msgspec.Struct, frozen=True):
         eos_token_ids: the model's end tokens, as this request sees them (none with ``ignore_eos``).
         bad_words: token sequences that it may not produce.
         block_ids: KV blocks found in the prefix cache, in order.
+        adapter: the number of its LoRA adapter on the device; 0: none.
     """
 
     slot: int
@@ -46,6 +54,7 @@ class NewRow(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     bad_words: tuple[tuple[int, ...], ...]
     block_ids: tuple[int, ...]
+    adapter: int = 0
 
     @property
     def token_ids(self) -> memoryview[int]:
@@ -126,9 +135,9 @@ Event = Admitted | Waits | Preempted | Sampled | PromptScored | Embedded | Finis
 class StepPlan(msgspec.Struct, frozen=True):
     """One step: which rows compute which tokens, and why the others do not.
 
-    ``entering`` rows are installed before ``rows`` are run. ``masked`` are slot and request of each row that samples
-    what a grammar allows: see `TokenMasks`. ``checksum`` is of the block tables of ``rows``,
-    in the order of their slots (see `table_checksum`), or None outside debug mode. Rows that are idle in this
+    ``loads`` are done and ``entering`` rows installed before ``rows`` are run. ``masked`` are slot and request of each
+    row that samples what a grammar allows: see `TokenMasks`. ``checksum`` is of the block tables of ``rows``, in the
+    order of their slots (see `table_checksum`), or None outside debug mode. Rows that are idle in this
     step are left out, as the device cannot tell them from those that have left.
     """
 
@@ -138,6 +147,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     events: tuple[Event, ...] = ()
     masked: tuple[tuple[int, str], ...] = ()
     checksum: int | None = None
+    loads: tuple[AdapterLoad, ...] = ()
 
     @property
     def num_tokens(self) -> int:

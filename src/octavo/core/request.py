@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from octavo.core.adapters import Adapter
 from octavo.core.blocks import chain_hashes
 from octavo.core.plan import Finished
 from octavo.errors import RequestError
@@ -41,6 +42,8 @@ class Request:
         eos_token_ids: end tokens; empty with ``ignore_eos``.
         bad_words: token sequences that may not be produced.
         held: why it may not run yet, whatever is free; an empty string for nearly all.
+        adapter: its LoRA adapter, or None.
+        adapter_number: the place of its adapter on the device while it runs; 0: none.
         block_hashes: of its full blocks of known tokens, as far as they were needed.
         num_registered: how many of its blocks the pool was told the hash of.
         last_step: the last step that it takes part in, or -1.
@@ -59,10 +62,12 @@ class Request:
     priority: int = 0
     salt: bytes = b""
     held: str = ""
+    adapter: Adapter | None = None
     num_prompt_tokens: int = -1
     sequence: int = 0
     status: Status = Status.WAITING
     slot: int = -1
+    adapter_number: int = 0
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_pending: int = 0
@@ -121,13 +126,18 @@ class Request:
         known = self.block_hashes
         if len(known) < num_blocks:
             tokens = self.tokens[len(known) * block_size : num_blocks * block_size]
-            known += chain_hashes(known[-1] if known else self.salt, tokens, block_size)
+            known += chain_hashes(known[-1] if known else self._root, tokens, block_size)
         return known[:num_blocks]
+
+    @property
+    def _root(self) -> bytes:
+        """What stands for the block before the first."""
+        return self.salt if self.adapter is None else self.adapter.salt + self.salt
 
     def fail(self, now: float) -> Finished:
         """End it with "error", whatever state it is in."""
         self.status = Status.FINISHED
-        self.blocks, self.slot = [], -1
+        self.blocks, self.slot, self.adapter_number = [], -1, 0
         self.metrics.finished_time = now
         return Finished(self.id, "error")
 

@@ -22,6 +22,7 @@ planning, and within a step each layer writes all keys and values before it read
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from octavo.core.batch import Batch
 from octavo.core.blocks import BlockPool
@@ -73,6 +74,7 @@ class Scheduler:
         max_num_batched_tokens: int = 2048,
         policy: str = "fcfs",
         max_in_flight: int = 2,
+        max_loras: int = 0,
         debug: bool = False,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
@@ -89,7 +91,7 @@ class Scheduler:
         self.policy = POLICIES[policy]
         self._is_fair = policy == "fair"
         self.requests: dict[str, Request] = {}
-        self.batch = Batch(pool, max_num_seqs, self.policy)
+        self.batch = Batch(pool, max_num_seqs, self.policy, max_loras)
         self.running = self.batch.running
         self.in_flight = self.batch.in_flight
         self.waiting = self._new_queue()
@@ -155,6 +157,12 @@ class Scheduler:
     def token_limit(self) -> int:
         """Longest prompt plus output, by the model and by the pool (the last token is never computed)."""
         return min(self.max_model_len, self.pool.num_blocks * self.pool.block_size + 1)
+
+    def uses_adapter(self, adapter_id: int) -> bool:
+        """Whether an unfinished request, or a step in flight, has it."""
+        flying = (request for flight in self.in_flight.flights for request in flight.requests)
+        users = (request.adapter for request in chain(self.requests.values(), flying))
+        return any(adapter is not None and adapter.id == adapter_id for adapter in users)
 
     def stats(self) -> Stats:
         pool = self.pool
@@ -237,6 +245,8 @@ class Scheduler:
             return f"the step's {self.max_num_batched_tokens} tokens are spent"
         if not self.in_flight.free_slots:
             return f"all {self.max_num_seqs} rows of the batch are taken"
+        if request.adapter is not None and not self.batch.adapters.has_room(request.adapter):
+            return f"needs adapter {request.adapter.name!r}, all {self.batch.adapters.count} slots are in use"
         return "its last token is still on its way" if request.num_pending else ""
 
     def _why_no_blocks(self, request: Request, cached: list[int], draft: Draft) -> str:
@@ -253,10 +263,10 @@ class Scheduler:
             head.metrics.waited_for = reason
 
     def _admit(self, request: Request, cached: list[int], draft: Draft, now: float) -> None:
-        self.batch.enter(request, cached)
+        load = self.batch.enter(request, cached)
         if request.metrics.first_scheduled_time is None:
             self._note_first_run(request, now)
-        draft.enter(request)
+        draft.enter(request, load)
         count = min(request.num_remaining, draft.budget)
         draft.budget -= count
         self._schedule(request, count, self.batch.new_blocks_for(request, count), draft)
@@ -358,5 +368,6 @@ class Scheduler:
         self.waiting = self._new_queue()
         self._untold = []
         self.in_flight.reset()
+        self.batch.adapters.reset()
         self.pool.reset()
         return [request.fail(now) for request in requests]

@@ -23,6 +23,7 @@ class BatchState:
         tokens: ``[max_num_seqs, max_model_len + 1]`` int32: prompt, output, and room for a token sampled one step after
             a stop.
         tables: ``[max_num_seqs, max_blocks]`` int32: the blocks of each slot; 0 beyond them.
+        adapters: ``[max_num_seqs]`` int32: the number of each slot's LoRA adapter; 0: none.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
@@ -31,6 +32,7 @@ class BatchState:
         # Zero pages cost no memory before they are written to, so the shape may be generous.
         self.tokens = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int32)
         self.tables = np.zeros((max_num_seqs, -(-max_model_len // block_size) + 1), dtype=np.int32)
+        self.adapters = np.zeros(max_num_seqs, dtype=np.int32)
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
 
     def update(self, plan: StepPlan) -> None:
@@ -49,6 +51,7 @@ class BatchState:
         self.tokens[row.slot, : len(row.token_ids)] = row.token_ids
         self.tables[row.slot, : self._num_blocks[row.slot]] = 0
         self._num_blocks[row.slot] = 0
+        self.adapters[row.slot] = row.adapter
         self._extend(row.slot, row.block_ids)
 
     def _extend(self, slot: int, blocks: Sequence[int]) -> None:
@@ -78,6 +81,11 @@ class BatchState:
             kv_cache=kv_cache,
             block_size=self.block_size,
         )
+
+    def adapters_of(self, rows: Sequence[RowStep]) -> torch.Tensor | None:
+        """The number of each token's adapter ``[T]`` int64; None: no row has one."""
+        numbers = self.adapters[[row.slot for row in rows]]
+        return self._to_device(np.repeat(numbers, [row.num_tokens for row in rows])) if numbers.any() else None
 
     def _places_of(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Where in the cache these tokens belong."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from octavo.config import EngineConfig, ModelConfig
 from octavo.errors import OutOfMemoryError, UsageError
+from octavo.execution.adapters import AdapterStore
 from octavo.execution.batch import BatchState
 from octavo.execution.build_device import build_device_runner
 from octavo.execution.device_runner import DeviceRunner
@@ -20,10 +21,11 @@ from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
 from octavo.kernels.forward_batch import KV_DTYPES
+from octavo.kernels.lora import LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build, Packing
 from octavo.models.decoder import DecoderModel
-from octavo.models.loading import init_dummy, load_weights, pack_weights, param_bytes
+from octavo.models.loading import init_dummy, load_weights, lora_bytes, pack_weights, param_bytes
 from octavo.models.packing import describe_packing, loaded_bytes
 from octavo.models.registry import build_model
 from octavo.quantization.schemes import scheme
@@ -68,14 +70,14 @@ def build_runner(
     _check_kv_dtype(kv_dtype, device)
     ops = ops or for_device(device, deterministic=config.deterministic)
     on_phase("kernels_loaded")
-    build = Build(ops, dtype=getattr(torch, dtype), device=device, packing=choose_packing(config, ops))
+    packing = choose_packing(config, ops)
+    build = Build(ops, dtype=getattr(torch, dtype), device=device, packing=packing, lora=lora_sizes(config))
     model = _build_model(config, checkpoint, build, progress)
     on_phase("weights_loaded")
     if device.type == "cuda":
         return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
-    ledger = draw_up(
-        model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=param_bytes(model), free=free_memory()
-    )
+    weights = param_bytes(model) + lora_bytes(model)
+    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=weights, free=free_memory())
     runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")
     return runner, ledger
@@ -117,6 +119,11 @@ def choose_packing(config: EngineConfig, ops: Ops) -> Packing:
             return Packing(scheme(name))
 
 
+def lora_sizes(config: EngineConfig) -> LoraSizes | None:
+    """The room for LoRA adapters that the model is to have, if any."""
+    return LoraSizes(config.max_loras, config.max_lora_rank) if config.enable_lora else None
+
+
 def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, progress: bool) -> DecoderModel:
     limit = checkpoint.config.max_position_embeddings
     length = min(config.max_model_len, limit) if config.max_model_len else limit
@@ -139,7 +146,7 @@ def _check_room(config: ModelConfig, build: Build, length: int, tensors: Sequenc
     """
     try:
         empty = build_model(config, replace(build, device=torch.device("meta")), 1)
-        weights = loaded_bytes(empty, build.packing, tensors)
+        weights = loaded_bytes(empty, build.packing, tensors) + lora_bytes(empty)
     except RuntimeError as error:  # a tensor with more bytes than an integer can count
         raise OutOfMemoryError(f"the weights do not fit in memory: {str(error).splitlines()[0]}") from None
     table = 4 * length * config.head_dim * 4  # of cosines and sines in float32, while it is made
@@ -183,4 +190,5 @@ def _assemble(
             f"lower max_model_len or max_num_seqs"
         ) from None
     sampler = Sampler(config.max_num_seqs, model.config.vocab_size, device, ops)
-    return Runner(model, ops, kv_cache, state, sampler)
+    adapters = AdapterStore(model, config.max_loras) if config.enable_lora else None
+    return Runner(model, ops, kv_cache, state, sampler, adapters)

@@ -12,6 +12,7 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import OutOfMemoryError
+from octavo.execution.adapters import AdapterStore
 from octavo.execution.current import current
 from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.device_state import DeviceState
@@ -24,7 +25,7 @@ from octavo.execution.workspace import does_not_fit, longest_request, measure_wo
 from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.ops import Ops
 from octavo.models.decoder import DecoderModel
-from octavo.models.loading import param_bytes
+from octavo.models.loading import lora_bytes, param_bytes
 
 
 def build_device_runner(
@@ -51,7 +52,8 @@ def build_device_runner(
     on_phase("memory_measured")
     free, total = torch.cuda.mem_get_info(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - workspace
-    sizes = {"weights": param_bytes(model), "free": free, "workspace": workspace, "budget": budget}
+    weights = param_bytes(model) + lora_bytes(model)
+    sizes = {"weights": weights, "free": free, "workspace": workspace, "budget": budget}
     ledger = draw_up(model.config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
     try:
         runner = assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
@@ -77,7 +79,8 @@ def assemble(
     state = DeviceState(seqs, length, ledger.block_size, device, trash_block=ledger.num_blocks)
     tokens = most_graph_tokens(config, model)
     sizes = {"max_num_seqs": seqs, "max_model_len": length, "max_tokens": tokens}
-    graphs = StepGraphs(model, ops, state, kv_cache, **sizes)
+    graphs = StepGraphs(model, ops, state, kv_cache, **sizes, max_loras=config.lora_places)
     sampler = Sampler(seqs, model.config.vocab_size, device, ops)
     eager = config.enforce_eager or (device.type == "cuda" and not ops.graph_safe)
-    return DeviceRunner(model, ops, kv_cache, state, sampler, None if eager else graphs)
+    adapters = AdapterStore(model, config.max_loras) if config.enable_lora else None
+    return DeviceRunner(model, ops, kv_cache, state, sampler, None if eager else graphs, adapters)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.plan import NewRow, StepPlan, StepResult, TokenMasks
+from octavo.execution.adapters import AdapterStore
 from octavo.execution.current import current
 from octavo.execution.device_state import DeviceState
 from octavo.execution.fetch import Fetch
@@ -63,9 +64,13 @@ class DeviceRunner:
         state: DeviceState,
         sampler: Sampler,
         graphs: StepGraphs | None,
+        adapters: AdapterStore | None = None,
     ) -> None:
-        """Without ``graphs`` every step launches its kernels one by one."""
+        """Without ``graphs`` every step launches its kernels one by one. ``adapters``: of a model that was built with
+        room for them.
+        """
         self.model, self.kv_cache, self.state = model, kv_cache, state
+        self.adapters = adapters
         self._ops, self._sampler, self._graphs = ops, sampler, graphs
         self._staging = Staging(state.device)
         self._entered: dict[int, NewRow] = {}
@@ -93,6 +98,8 @@ class DeviceRunner:
                 raise
 
     def _launch(self, plan: StepPlan) -> PendingStep:
+        if self.adapters is not None:
+            self.adapters.load(plan.loads)
         self.state.update(plan)
         for row in plan.entering:
             self._entered[row.slot] = row
@@ -177,6 +184,9 @@ class DeviceRunner:
         contexts = (rows.starts + rows.counts).tolist()
         batch = self.state.batch_of(inputs, token_ids, rows.counts.tolist(), contexts, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
+        if self.adapters is not None:
+            numbers = self.state.adapters_on_device(inputs)
+            batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         if not len(slots):

@@ -15,6 +15,9 @@ from octavo.kernels.forward_batch import DeviceRows, ForwardBatch, KVLayer
 from octavo.kernels.ops import Ops
 from octavo.kernels.sampling import LastTokens
 
+UNKNOWN = -1
+"""An adapter's number that is not surely on the device: whoever enters next says what it is."""
+
 
 class DeviceState(BatchState):
     """`BatchState` whose block tables are also on the device, and whose sampled tokens are only there.
@@ -24,6 +27,7 @@ class DeviceState(BatchState):
     Attributes:
         device_tables: int32 ``[max_num_seqs + 1, max_blocks]``.
         last_tokens: int32 ``[max_num_seqs + 1]``: what each slot sampled last, and is to compute next.
+        device_adapters: int32 ``[max_num_seqs + 1]``: the number of each slot's LoRA adapter; 0: none.
         trash_block: a block of the cache that belongs to no request.
     """
 
@@ -34,9 +38,9 @@ class DeviceState(BatchState):
         self.trash_block = trash_block
         self._num_known = np.zeros(max_num_seqs, dtype=np.int64)
         lines, width = max_num_seqs + 1, self.tables.shape[1]
-        self._words = torch.zeros(lines * width + lines, dtype=torch.int32, device=device)
+        self._words = torch.zeros(lines * (width + 2), dtype=torch.int32, device=device)
         self.device_tables = self._words[: lines * width].view(lines, width)
-        self.last_tokens = self._words[lines * width :]
+        self.last_tokens, self.device_adapters = self._words[lines * width :].view(2, lines)
         self.device_tables[-1] = trash_block
         # Changes that are not on the device yet: words of ``_words``, and what comes there.
         self._places: list[int] = []
@@ -48,6 +52,9 @@ class DeviceState(BatchState):
         return len(self.device_tables) - 1
 
     def _install(self, row: NewRow) -> None:
+        if row.adapter != self.adapters[row.slot]:
+            self._places.append(len(self._words) - len(self.device_adapters) + row.slot)
+            self._values.append(row.adapter)
         super()._install(row)
         self._num_known[row.slot] = len(row.token_ids)
 
@@ -79,6 +86,7 @@ class DeviceState(BatchState):
     def forget_changes(self) -> None:
         """Of a step that failed before they were sent: they must not come with those of the next one."""
         self._places, self._values = [], []
+        self.adapters[:] = UNKNOWN
 
     def fill(self, rows: Rows, out: StepInput[np.ndarray]) -> bool:
         """Write all but ``params`` of a step's input; whether a token id in it is one that ``resolve`` replaces."""
@@ -160,6 +168,14 @@ class DeviceState(BatchState):
             rows=DeviceRows(inputs.query_starts, inputs.context_lens, inputs.table_rows),
             bounds_only=bounds_only,
         )
+
+    def adapters_on_device(self, inputs: StepInput[Tensor]) -> Tensor:
+        """The number of each token's adapter ``[T]`` int32, worked out on the device; a token that belongs to no row
+        has that of the last row.
+        """
+        tokens = torch.arange(len(inputs.positions), dtype=torch.int32, device=self.device)
+        row = torch.searchsorted(inputs.query_starts[1:], tokens, right=True).clamp_(max=len(inputs.table_rows) - 1)
+        return self.device_adapters.index_select(0, inputs.table_rows.index_select(0, row))
 
     def sample(self, ops: Ops, logits: Tensor, inputs: StepInput[Tensor], *, filters: bool) -> Tensor:
         """Choose a token for each row of ``logits [S, V]``, the first S of ``inputs``: int64 ``[S]``, -1 for none.

@@ -61,6 +61,7 @@ class StepGraphs:
         max_num_seqs: rows of a step at most.
         max_model_len: context of a row at most.
         max_tokens: steps of more tokens have no graph.
+        max_loras: LoRA adapters that the model has room for; 0: none.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class StepGraphs:
         max_num_seqs: int,
         max_model_len: int,
         max_tokens: int,
+        max_loras: int = 0,
     ) -> None:
+        self._max_loras = max_loras
         self._model, self._ops, self._state, self._kv_cache = model, ops, state, kv_cache
         self._max_num_seqs, self._max_model_len, self._max_tokens = max_num_seqs, max_model_len, max_tokens
         self._recorder = Recorder(state.device)
@@ -162,6 +165,8 @@ class StepGraphs:
             token_ids = state.resolve(inputs.token_ids)
         batch = state.batch_of(inputs, token_ids, *bounds, self._kv_cache, bounds_only=True)
         batch.attention = self._ops.plan_attention(batch)
+        if self._max_loras:
+            batch.lora = self._ops.plan_lora(state.adapters_on_device(inputs), self._max_loras)
         hidden = self._model(batch)
         if most_queries > 1:
             hidden = hidden.index_select(0, inputs.logit_indices)

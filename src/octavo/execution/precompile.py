@@ -47,10 +47,10 @@ def precompile(
             state = DeviceState(seqs, length, size, device, trash_block=0)
             kv_cache = allocate_kv_cache(model.config, 1, size, kv_dtype, device)
             sizes = {"max_num_seqs": seqs, "max_model_len": length, "max_tokens": tokens}
-            StepGraphs(model, ops, state, kv_cache, **sizes).rehearse()
+            StepGraphs(model, ops, state, kv_cache, **sizes, max_loras=config.lora_places).rehearse()
         for lens in PROMPTS:
             fitting = [(min(queries, length), min(context, length)) for queries, context in lens[-seqs:]]
-            scratch_step.compute(model, ops, fitting, size, kv_dtype)
+            scratch_step.compute(model, ops, fitting, size, kv_dtype, max_loras=config.lora_places)
         for rows in {1, seqs}:
             scratch_step.sample(model, ops, rows)
         logits = torch.zeros(1, model.config.vocab_size, device=device)

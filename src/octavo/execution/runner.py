@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult, TokenMasks
+from octavo.execution.adapters import AdapterStore
 from octavo.execution.batch import BatchState
 from octavo.execution.kv_cache import clear_unfilled
 from octavo.execution.pooling import pool, with_vectors
@@ -23,11 +24,19 @@ class Runner:
     """The model, its KV cache and the state of the batch, on one device. Steps are run in the order of their plans."""
 
     def __init__(
-        self, model: DecoderModel, ops: Ops, kv_cache: Sequence[KVLayer], state: BatchState, sampler: Sampler
+        self,
+        model: DecoderModel,
+        ops: Ops,
+        kv_cache: Sequence[KVLayer],
+        state: BatchState,
+        sampler: Sampler,
+        adapters: AdapterStore | None = None,
     ) -> None:
+        """``adapters``: of a model that was built with room for them."""
         self.model = model
         self.kv_cache = kv_cache
         self.state = state
+        self.adapters = adapters
         self._ops = ops
         self._sampler = sampler
         self._entered: dict[int, NewRow] = {}
@@ -38,6 +47,8 @@ class Runner:
 
         ``masks`` waits for the masks of the plan's masked rows; it is called when the model has run.
         """
+        if self.adapters is not None:
+            self.adapters.load(plan.loads)
         self.state.update(plan)
         for row in plan.entering:
             self._entered[row.slot] = row
@@ -46,6 +57,8 @@ class Runner:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
+        if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
+            batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         sampling = [row for row in plan.rows if row.samples]

@@ -16,9 +16,17 @@ from octavo.models.decoder import DecoderModel
 
 
 def compute(
-    model: DecoderModel, ops: Ops, lens: Sequence[tuple[int, int]], block_size: int, kv_dtype: torch.dtype
+    model: DecoderModel,
+    ops: Ops,
+    lens: Sequence[tuple[int, int]],
+    block_size: int,
+    kv_dtype: torch.dtype,
+    *,
+    max_loras: int = 0,
 ) -> Sequence[KVLayer]:
-    """A step of rows of (queries, context) each, with a cache of its own, which is returned."""
+    """A step of rows of (queries, context) each, with a cache of its own, which is returned. ``max_loras``: LoRA
+    adapters that the model has room for; if it has, all tokens have one.
+    """
     device = model.model.norm.weight.device
     tables, num_blocks = _tables([context for _, context in lens], block_size)
     kv_cache = allocate_kv_cache(model.config, num_blocks, block_size, kv_dtype, device)
@@ -41,6 +49,8 @@ def compute(
         block_size=block_size,
     )
     batch.attention = ops.plan_attention(batch)
+    if max_loras:
+        batch.lora = ops.plan_lora(torch.ones(len(positions), dtype=torch.int32, device=device), max_loras)
     model(batch)
     return kv_cache
 

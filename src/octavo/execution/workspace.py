@@ -32,7 +32,7 @@ def measure_workspace(
 
     def step(tokens: int) -> int:
         lens = whole_prompts(tokens, longest_request(config, model))
-        cache = scratch_step.compute(model, ops, lens, config.block_size, kv_dtype)
+        cache = scratch_step.compute(model, ops, lens, config.block_size, kv_dtype, max_loras=config.lora_places)
         return sum(layer.nbytes for layer in cache)
 
     def sampling() -> int:
@@ -43,7 +43,7 @@ def measure_workspace(
         with torch.inference_mode():
             eager = max(_peak(device, lambda: step(tokens_per_step(config))), sample := _peak(device, sampling))
             most = most_graph_tokens(config, model)
-            graphs = 0 if config.enforce_eager else max(_peak(device, lambda: step(most)), sample)
+            graphs = 0 if config.enforce_eager else max(_peak(device, lambda: step(most)) if most else 0, sample)
     except torch.OutOfMemoryError:
         raise does_not_fit(config) from None
     return eager + graphs + MARGIN
@@ -63,7 +63,7 @@ def longest_request(config: EngineConfig, model: DecoderModel) -> int:
 
 
 def most_graph_tokens(config: EngineConfig, model: DecoderModel) -> int:
-    """How many tokens a step may have to take a graph."""
+    """How many tokens a step with prompts may have to take a graph; 0 if the smallest graph has more than any step."""
     return most_mixed_tokens(model.config.num_layers, num_params(model), tokens_per_step(config))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,14 @@ _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64 = 4, 5, 6, 7, 8, 9, 10
 
 @dataclass(frozen=True, slots=True)
 class GGUFItem:
-    """A tensor to be: ``shape`` rows first, ``kind`` a name of `octavo.ggml.block_types`; ``make`` gives its bytes."""
+    """A tensor to be: ``shape`` rows first, ``kind`` a name of `octavo.ggml.block_types`; ``make`` gives its bytes,
+    piece by piece.
+    """
 
     name: str
     shape: tuple[int, ...]
     kind: str
-    make: Callable[[], NDArray[np.uint8]]
+    make: Callable[[], Iterator[NDArray[np.uint8]]]
 
     @property
     def nbytes(self) -> int:
@@ -40,7 +42,7 @@ class GGUFItem:
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], items: Sequence[GGUFItem]) -> None:
-    """Write one file, making one tensor at a time.
+    """Write one file, making one piece of a tensor at a time.
 
     Whole numbers become u32 (i32 below zero), lists of them i32, other numbers f32: what llama.cpp expects of the keys
     that models have.
@@ -54,11 +56,10 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], items: Sequence[GGUFItem
     with path.open("wb") as file:
         file.write(header + bytes(_aligned(len(header)) - len(header)))
         for item in items:
-            data = item.make()
-            if data.nbytes != item.nbytes:
-                raise TypeError(f"{item.name} has {data.nbytes} bytes, not {item.nbytes}")
-            file.write(np.ascontiguousarray(data).data)
-            file.write(bytes(_aligned(item.nbytes) - item.nbytes))
+            written = sum(file.write(np.ascontiguousarray(piece).data) for piece in item.make())
+            if written != item.nbytes:
+                raise TypeError(f"{item.name} has {written} bytes, not {item.nbytes}")
+            file.write(bytes(_aligned(written) - written))
 
 
 def _entry(item: GGUFItem, offset: int) -> bytes:

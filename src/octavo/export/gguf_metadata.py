@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,17 +12,23 @@ from octavo.config import ModelConfig, RopeScaling
 from octavo.errors import ModelError
 from octavo.layers.rotary import inverse_frequencies
 from octavo.weights.checkpoint import Checkpoint
+from octavo.weights.gguf_config import ARCHITECTURES as READ
+from octavo.weights.gguf_config import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, MetadataFields
+from octavo.weights.gguf_families import PATTERNS, family_fields
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
+    **{ours: theirs for theirs, ours in READ.items()},
     "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "llama",
+    "Gemma3ForConditionalGeneration": "gemma3",
 }
 """Hugging Face's name of an architecture -> GGUF's."""
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
 """``general.file_type``: what most of the weights are stored as."""
+
+AS_TENSORS = ("llama3", "factors", "longrope")
+"""Kinds of rope scaling that are told by divisors of the frequencies: see `rope_factors`."""
 
 
 def architecture(config: ModelConfig) -> str:
@@ -32,31 +39,15 @@ def architecture(config: ModelConfig) -> str:
             f"{config.architecture} cannot be exported to GGUF; accepted: {', '.join(ARCHITECTURES)}"
             " (--format safetensors takes all)"
         )
-    if len(set(config.sliding_windows)) > 1:
-        raise ModelError("GGUF has one sliding window for all layers of this family; this model's layers differ")
-    _check_known(config)
     return name
 
 
-def _check_known(config: ModelConfig) -> None:
-    """Raise ``ModelError`` for what a reader of these families would take to be otherwise, as GGUF cannot say it."""
-    usual: dict[str, tuple[Any, ...]] = {
-        "hidden_act": ("silu",),
-        "attention_scale": (None, config.head_dim**-0.5),
-        "attention_soft_cap": (None,),
-        "logit_soft_cap": (None,),
-        "rotary_dim": (None, config.head_dim),
-        "local_rope_theta": (None,),
-        "no_rope_layers": ((),),
-        "experts": (None,),
-    }
-    for name, values in usual.items():
-        if (value := getattr(config, name)) not in values:
-            raise ModelError(f"GGUF cannot say of this family that {name} is {value}; accepted: {values[0]}")
-
-
 def metadata(checkpoint: Checkpoint, name: str, kind: str) -> dict[str, Any]:
-    """All keys but the tokenizer's. ``name``: of the model; ``kind``: what most matrices are stored as."""
+    """All keys but the tokenizer's. ``name``: of the model; ``kind``: what most matrices are stored as.
+
+    Raises:
+        ModelError: the model has something that a reader of its architecture would take to be otherwise.
+    """
     config = checkpoint.config
     prefix = architecture(config)
     found: dict[str, Any] = {
@@ -66,20 +57,61 @@ def metadata(checkpoint: Checkpoint, name: str, kind: str) -> dict[str, Any]:
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
     }
-    found |= {f"{prefix}.{key}": value for key, value in (_shape(config) | _rope(config)).items()}
+    found |= {f"{prefix}.{key}": value for key, value in model_keys(config).items()}
     return found | _sampling(checkpoint)
 
 
-def rope_factors(config: ModelConfig) -> Tensor | None:
-    """Divisors of the rotary frequencies ``[head_dim / 2]`` float32, where GGUF has a tensor for them, or None."""
-    if config.rope_scaling is None or config.rope_scaling.kind not in ("llama3", "factors"):
-        return None
+def model_keys(config: ModelConfig) -> dict[str, Any]:
+    """The keys of the model's shape, without the architecture in front. Raises ``ModelError`` as ``metadata`` does."""
+    found = _shape(config) | _experts(config) | _rope(config)
+    _check_read_back(config, found)
+    return found
+
+
+def rope_factors(config: ModelConfig) -> dict[str, Tensor]:
+    """Divisors of the rotary frequencies ``[rotary_dim / 2]`` float32 by the names of their tensors."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind not in AS_TENSORS:
+        return {}
+    if scaling.kind == "longrope":
+        return {
+            LONG_FACTORS: torch.tensor(scaling.long_factors or ()),
+            SHORT_FACTORS: torch.tensor(scaling.factors or ()),
+        }
     plain = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-    return plain / inverse_frequencies(config)[0]
+    return {ROPE_FACTORS: plain / inverse_frequencies(config)[0]}
+
+
+def _check_read_back(config: ModelConfig, keys: dict[str, Any]) -> None:
+    """Raise ``ModelError`` for what the architecture's readers would not see in ``keys``, or take for granted to be
+    otherwise.
+    """
+    name = architecture(config)
+    fields = MetadataFields({f"{name}.{key}": value for key, value in keys.items()}, name)
+    read = family_fields(name, fields, config.num_layers, config.head_dim)
+    if config.sliding_windows != read.sliding_windows:
+        raise ModelError("this model's sliding windows are in other layers than GGUF takes for granted of its family")
+    names = ("hidden_act", "rotary_dim", "no_rope_layers", "local_rope_theta", "attention_soft_cap", "logit_soft_cap")
+    for field in names:
+        _same(field, getattr(config, field), getattr(read, field))
+    usual = config.head_dim**-0.5
+    _same("attention_scale", config.attention_scale or usual, read.attention_scale or usual)
+    if config.experts is not None:
+        _same("experts.normalise", config.experts.normalise, True)
+        _same("experts.dense_layers", config.experts.dense_layers, ())
+
+
+def _same(name: str, value: Any, read: Any) -> None:
+    if value == read or (isinstance(value, float) and isinstance(read, float) and math.isclose(value, read)):
+        return
+    raise ModelError(f"GGUF cannot say of this family that {name} is {value}; accepted: {read}")
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
-    window = config.sliding_windows[0]
+    caps = {"attn_logit_softcapping": config.attention_soft_cap, "final_logit_softcapping": config.logit_soft_cap}
+    has_layer_norm = config.architecture in ("Starcoder2ForCausalLM", "GPT2LMHeadModel")
+    eps = "attention.layer_norm_epsilon" if has_layer_norm else "attention.layer_norm_rms_epsilon"
+    windows = [window for window in config.sliding_windows if window is not None]
     return {
         "block_count": config.num_layers,
         "context_length": config.max_position_embeddings,
@@ -90,20 +122,49 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        **({} if window is None else {"attention.sliding_window": window}),
+        eps: float(config.rms_norm_eps),
+        **({"attention.sliding_window": windows[0]} if windows else {}),
+        **{key: float(value) for key, value in caps.items() if value is not None},
+    }
+
+
+def _experts(config: ModelConfig) -> dict[str, Any]:
+    if (experts := config.experts) is None:
+        return {}
+    return {
+        "expert_count": experts.count,
+        "expert_used_count": experts.per_token,
+        "expert_feed_forward_length": experts.size,
     }
 
 
 def _rope(config: ModelConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {"rope.freq_base": float(config.rope_theta), "rope.dimension_count": config.head_dim}
+    if len(config.no_rope_layers) == config.num_layers:
+        return {}
+    found: dict[str, Any] = {
+        "rope.freq_base": float(config.rope_theta),
+        "rope.dimension_count": config.rotary_dim or config.head_dim,
+    }
+    if config.local_rope_theta is not None:
+        found["rope.freq_base_swa"] = float(config.local_rope_theta)
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind in ("llama3", "factors"):  # a tensor: see rope_factors
+    if scaling is None:
         return found
+    if scaling.kind in AS_TENSORS:
+        return found | (_longrope(scaling, config) if scaling.kind == "longrope" else {})
     if scaling.kind not in ("linear", "yarn"):
-        raise ModelError(f"rope scaling {scaling.kind!r} has no place in GGUF; accepted: linear, llama3, yarn, factors")
+        known = ", ".join(("linear", "yarn", *AS_TENSORS))
+        raise ModelError(f"rope scaling {scaling.kind!r} has no place in GGUF; accepted: {known}")
     found |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": float(scaling.factor)}
     return found | (_yarn(scaling, config) if scaling.kind == "yarn" else {})
+
+
+def _longrope(scaling: RopeScaling, config: ModelConfig) -> dict[str, Any]:
+    """The factor of cosines and sines is told as it is: how llama.cpp and others reckon it differs."""
+    return {
+        "rope.scaling.original_context_length": scaling.original_max_position or config.max_position_embeddings,
+        "rope.scaling.attn_factor": float(inverse_frequencies(config)[1]),
+    }
 
 
 def _yarn(scaling: RopeScaling, config: ModelConfig) -> dict[str, Any]:
@@ -114,6 +175,12 @@ def _yarn(scaling: RopeScaling, config: ModelConfig) -> dict[str, Any]:
         "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
         "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
     }
+
+
+def unheeded_window(config: ModelConfig) -> int | None:
+    """The window that llama.cpp does not heed in the model's architecture, or None: it sees all positions instead."""
+    windows = [window for window in config.sliding_windows if window is not None]
+    return windows[0] if windows and architecture(config) not in PATTERNS else None
 
 
 def _sampling(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from octavo.kernels.lora import LoraPlan
+
 FP8 = torch.float8_e4m3fn
 
 KV_DTYPES = {
@@ -151,6 +153,7 @@ class ForwardBatch:
             last of the T tokens may belong to no row: what becomes of them is nobody's. Where no row can have more than
             one query, each has one.
         attention: ``Ops.plan_attention(batch)``; set before the model runs.
+        lora: ``Ops.plan_lora`` of the tokens' adapters; None: no token has one.
     """
 
     token_ids: torch.Tensor
@@ -165,3 +168,4 @@ class ForwardBatch:
     rows: DeviceRows | None = None
     bounds_only: bool = False
     attention: AttentionPlan | None = None
+    lora: LoraPlan | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
+from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.packed import Operand
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
@@ -43,6 +44,12 @@ class Ops(ABC):
     def pack_linear(self, weight: Operand) -> Operand:
         """``weight [out, in]`` in the form that ``linear`` multiplies with fastest: maybe as it is, maybe opaque."""
 
+    @abstractmethod
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        """``weight [count * out, in]``, the matrices of all experts one above the other, in the form that ``experts``
+        multiplies with fastest, as ``pack_linear`` does it. ``dtype``: of the model.
+        """
+
     def multiplies(self, kind: str) -> bool:
         """Whether ``linear`` is at least as fast with a weight that a GGUF file has packed as ``kind`` ("Q4_K") as with
         a plain one. Such weights then stay packed when they are loaded; others are expanded.
@@ -53,6 +60,32 @@ class Ops(ABC):
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
         """``x [T, in] @ weight [out, in].T + bias [out]``: ``[T, out]``. ``weight`` may be quantized, and may have been
         through ``pack_linear``.
+        """
+
+    @abstractmethod
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        """Sort a step's tokens by their adapters once, for ``lora_add`` of all layers.
+
+        Args:
+            numbers: ``[T]`` integers: each token's adapter in a `LoraStack`, from 1; 0: none.
+            max_loras: how many adapters a `LoraStack` has room for.
+
+        Returns:
+            The plan; or None if it is known that no token has an adapter.
+        """
+
+    @abstractmethod
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        """Add what each token's adapter makes of x to a linear layer's result (arXiv:2106.09685).
+
+        Args:
+            y: ``[T, N]``; may be overwritten.
+            x: ``[T, K]``, the layer's input.
+            stack: the layer's adapters.
+            plan: of this step, from ``plan_lora`` of the same ops.
+
+        Returns:
+            ``y[t] + scale * (x[t] @ A.T) @ B.T`` part by part, with the A, B and scale of t's adapter: ``[T, N]``.
         """
 
     @abstractmethod
@@ -106,13 +139,14 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
         """Each token through its own experts, which are gated feed-forward layers; their results are summed up.
 
         Args:
             x: ``[T, H]``.
-            gate_up: ``[E, 2I, H]``: for each expert the gate's rows, then those of the values.
-            down: ``[E, H, I]``.
+            gate_up: ``[E * 2I, H]``: for each expert the gate's rows, then those of the values. May be quantized, and
+                may have been through ``pack_experts``, as ``down``.
+            down: ``[E * H, I]``.
             weights: ``[T, k]`` float32, by which results are multiplied.
             ids: ``[T, k]`` int64: which experts, all different.
 

@@ -174,6 +174,30 @@ class StackedWeight(PackedWeight):
         return replace(self, parts=tuple(part.to(device) for part in self.parts))
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PerExpert(PackedWeight):
+    """Matrices of the same shape, one above the other, each of them in a form of its own.
+
+    ``tensors`` is empty: the parts have them.
+    """
+
+    kind: ClassVar[str] = "experts"
+
+    parts: tuple[Tensor | PackedWeight, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.parts[0].shape
+        return len(self.parts) * rows, columns
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, parts=tuple(part.to(device) for part in self.parts))
+
+
 Operand: TypeAlias = Tensor | PackedWeight
 """What ``Ops.linear`` multiplies with. A backend's own forms are subclasses of `PackedWeight`, too."""
 

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
-from octavo.kernels.packed import BlockWeight, Fp8Weight, Int4Weight, Int8Weight, Operand, PackedWeight, StackedWeight
+from octavo.kernels.packed import (
+    BlockWeight,
+    Fp8Weight,
+    Int4Weight,
+    Int8Weight,
+    Operand,
+    PackedWeight,
+    PerExpert,
+    StackedWeight,
+)
 
 
 def take_rows(weight: Operand, rows: slice) -> Operand:
@@ -67,6 +76,14 @@ def take_columns(weight: Operand, columns: slice) -> Operand:
         case Tensor():
             return weight[:, first:last]
     raise TypeError(f"columns of {type(weight).__name__}")
+
+
+def take_expert(weight: Operand, e: int, count: int) -> Operand:
+    """Matrix e of ``count`` of the same shape that are one above the other in ``weight``."""
+    if isinstance(weight, PerExpert):
+        return weight.parts[e]
+    rows = weight.shape[0] // count
+    return take_rows(weight, slice(e * rows, (e + 1) * rows))
 
 
 def stack_rows(parts: list[Operand]) -> Operand:

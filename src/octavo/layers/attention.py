@@ -47,7 +47,7 @@ class Attention(nn.Module):
         """The attention's result, and ``x + residual``."""
         if batch.attention is None:
             raise TypeError("batch.attention is not set; plan_attention of the model's ops makes it")
-        qkv, residual = self.qkv_proj.after_norm(norm, x, residual)
+        qkv, residual = self.qkv_proj.after_norm(norm, x, residual, batch.lora)
         x = self.ops.attend(
             qkv,
             batch.attention,
@@ -60,4 +60,4 @@ class Attention(nn.Module):
             window=self.window,
             soft_cap=self.soft_cap,
         )
-        return self.o_proj(x), residual
+        return self.o_proj(x, batch.lora), residual

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from octavo.kernels.lora import LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.parallel import Shard
 from octavo.quantization.schemes import Scheme
@@ -34,10 +35,13 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """How to build a model: on which operations, which shard of it, in which dtype, on which device, packed how."""
+    """How to build a model: on which operations, which shard of it, in which dtype, on which device, packed how, with
+    room for how many adapters (None: without).
+    """
 
     ops: Ops
     shard: Shard = field(default_factory=Shard)
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     packing: Packing = field(default_factory=Packing)
+    lora: LoraSizes | None = None

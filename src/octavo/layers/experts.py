@@ -1,7 +1,7 @@
 """The feed-forward layer as a mixture of experts (arXiv:1701.06538, 2401.04088): each token goes through a few of many.
 
-A shard has a part of every expert's intermediate features. Weights of all experts are one tensor, so that a kernel
-finds an expert by its number.
+A shard has a part of every expert's intermediate features. Weights of all experts are one matrix, one above the other,
+so that a kernel finds an expert by its number.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from octavo.config import ExpertsConfig, ModelConfig
 from octavo.errors import ModelError
+from octavo.kernels.lora import LoraPlan
+from octavo.kernels.packed_parts import stack_rows
 from octavo.layers.build import Build
 from octavo.layers.norm import Norm
-from octavo.layers.weight import ALL, Place, Weight
+from octavo.layers.weight import ALL, Matrix, Place, Weight
+from octavo.quantization.dummy import random_weight
+from octavo.quantization.pack import quantize
 
 
 class Router(nn.Module):
@@ -29,12 +33,34 @@ class Router(nn.Module):
         return self.ops.top_experts(logits, self.experts.per_token, normalise=self.experts.normalise)
 
 
-class ExpertsWeight(nn.Module):
-    """Matrices of all experts, one above the other: ``[E * rows, columns]``. Not quantized when loaded."""
+class ExpertsMatrix(Matrix):
+    """Matrices of ``count`` experts, one above the other: ``[count * rows, columns]``."""
 
-    def __init__(self, build: Build, shape: tuple[int, int], places: list[Place]) -> None:
-        super().__init__()
-        self.weight = Weight(build, shape, places)
+    def __init__(self, build: Build, count: int, shape: tuple[int, int], places: list[Place]) -> None:
+        super().__init__(build)
+        self.count = count
+        self.weight = Weight(build, (count * shape[0], shape[1]), places, lazily=build.packing.active)
+
+    def quantize(self) -> None:
+        """As any other matrix; but rows that share a scale are all of one expert."""
+        if self.scheme is None or self.scheme.rows == 1 or self.packed is not None:
+            super().quantize()
+        else:
+            experts = self.weight.data.chunk(self.count)
+            self._replace(stack_rows([quantize(expert, self.scheme) for expert in experts]))
+
+    def fill_random(self, pattern: Tensor) -> None:
+        if self.scheme is None or self.scheme.rows == 1:
+            super().fill_random(pattern)
+        else:
+            n, k = self.weight.full_shape
+            one = random_weight((n // self.count, k), self.scheme, pattern, self.weight.device)
+            self._replace(stack_rows([one] * self.count))
+
+    def pack(self) -> None:
+        packed = self.ops.pack_experts(self.operand, self.count, self.weight.dtype)
+        if packed is not self.weight:
+            self._replace(packed)
 
 
 class ExpertsMLP(nn.Module):
@@ -46,17 +72,19 @@ class ExpertsMLP(nn.Module):
             raise ModelError(f"no experts, or experts with {config.hidden_act}; experts with silu were expected")
         part = build.shard.part(experts.size, "intermediate features of an expert")
         hidden, size, count = config.hidden_size, part.stop - part.start, experts.count
-        self.ops, self.shard, self.count = build.ops, build.shard, count
+        self.ops, self.shard = build.ops, build.shard
         self.gate = Router(build, hidden, experts)
-        self.gate_up_proj = ExpertsWeight(build, (2 * count * size, hidden), _gate_up(experts, hidden, part))
-        self.down_proj = ExpertsWeight(build, (count * hidden, size), _down(experts, hidden, part))
+        self.gate_up_proj = ExpertsMatrix(build, count, (2 * size, hidden), _gate_up(experts, hidden, part))
+        self.down_proj = ExpertsMatrix(build, count, (hidden, size), _down(experts, hidden, part))
 
-    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-        """The layer's result, and ``x + residual``."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The layer's result, and ``x + residual``. No adapter has anything for experts (``lora``)."""
         x, residual = norm.add(x, residual)
         weights, ids = self.gate(x)
-        gate_up, down = (w.view(self.count, -1, w.shape[1]) for w in (self.gate_up_proj.weight, self.down_proj.weight))
-        return self.shard.all_reduce(self.ops.experts(x, gate_up, down, weights, ids)), residual
+        out = self.ops.experts(x, self.gate_up_proj.operand, self.down_proj.operand, weights, ids)
+        return self.shard.all_reduce(out), residual
 
 
 def _gate_up(experts: ExpertsConfig, hidden: int, part: slice) -> list[Place]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build
 from octavo.layers.norm import Norm, RMSNorm
@@ -30,7 +31,32 @@ class Output:
         return self.part.stop - self.part.start
 
 
-class ColumnLinear(Matrix):
+class AdaptedLinear(Matrix):
+    """A linear layer that may have adapters.
+
+    Attributes:
+        lora: this shard's part of its adapters, in the order of the weight's places; None: the build has no room for
+            any.
+    """
+
+    def __init__(self, build: Build) -> None:
+        super().__init__(build)
+        self.lora: LoraStack | None = None
+
+    def product(self, x: Tensor, bias: Tensor | None, lora: LoraPlan | None) -> Tensor:
+        """This shard's ``x @ weight.T + bias``, and what the tokens' adapters add."""
+        y = self.multiply(x, bias)
+        return y if lora is None or self.lora is None else self.ops.lora_add(y, x, self.lora, lora)
+
+    def _make_room(self, build: Build) -> None:
+        """For the adapters of the weight, which is there."""
+        if build.lora is not None:
+            n, k = self.weight.full_shape
+            parts = [len(range(n)[place.rows]) for place in self.weight.places]
+            self.lora = LoraStack.empty(build.lora, k, parts, build.dtype, build.device)
+
+
+class ColumnLinear(AdaptedLinear):
     """``x [T, in] -> [T, out]``: several linear layers of the same input as one, each split over shards by
     its outputs.
     """
@@ -40,16 +66,21 @@ class ColumnLinear(Matrix):
         size = sum(output.size for output in outputs)
         self.weight = Weight(build, (size, inputs), _places(outputs, (inputs,)), lazily=build.packing.active)
         self.bias = Weight(build, (size,), _places(outputs, ())) if bias else None
+        self._make_room(build)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x, self.bias)
+    def forward(self, x: Tensor, lora: LoraPlan | None = None) -> Tensor:
+        return self.product(x, self.bias, lora)
 
-    def after_norm(self, norm: Norm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``(self(norm(x + residual)), x + residual)``; may overwrite both inputs."""
-        if isinstance(norm, RMSNorm):
+    def after_norm(
+        self, norm: Norm, x: Tensor, residual: Tensor | None, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(self(norm(x + residual)), x + residual)``; may overwrite both inputs. With adapters, which read what the
+        norm gives, the two are not fused.
+        """
+        if lora is None and isinstance(norm, RMSNorm):
             return self.ops.add_norm_linear(x, residual, norm.weight, norm.eps, self.operand, self.bias)
         normed, residual = norm.add(x, residual)
-        return self(normed), residual
+        return self(normed, lora), residual
 
 
 class QKVLinear(ColumnLinear):
@@ -76,15 +107,17 @@ class GateUpLinear(ColumnLinear):
         super().__init__(build, inputs, [Output(name, size, part) for name in ("gate_proj", "up_proj")], bias=bias)
         self.activation = activation
 
-    def after_norm(self, norm: Norm, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def after_norm(
+        self, norm: Norm, x: Tensor, residual: Tensor | None, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``activation(gate) * up`` of ``norm(x + residual)``, and ``x + residual``."""
-        if self.activation == "silu" and isinstance(norm, RMSNorm):
+        if lora is None and self.activation == "silu" and isinstance(norm, RMSNorm):
             return self.ops.add_norm_gate_up(x, residual, norm.weight, norm.eps, self.operand, self.bias)
-        gate_up, residual = super().after_norm(norm, x, residual)
+        gate_up, residual = super().after_norm(norm, x, residual, lora)
         return gated(self.ops, self.activation, gate_up), residual
 
 
-class RowLinear(Matrix):
+class RowLinear(AdaptedLinear):
     """``x [T, in] -> [T, out]``, split over shards by its inputs; their results are summed."""
 
     def __init__(self, build: Build, inputs: int, outputs: int, *, bias: bool = False) -> None:
@@ -93,10 +126,11 @@ class RowLinear(Matrix):
         place = Place(shape=(outputs, inputs), source=(ALL, part))
         self.weight = Weight(build, (outputs, part.stop - part.start), [place], lazily=build.packing.active)
         self.bias = Weight(build, (outputs,), [Place(shape=(outputs,))]) if bias else None
+        self._make_room(build)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lora: LoraPlan | None = None) -> Tensor:
         bias = self.bias if self.shard.rank == 0 else None  # the sum over shards must hold it once
-        return self.shard.all_reduce(self.multiply(x, bias))
+        return self.shard.all_reduce(self.product(x, bias, lora))
 
 
 def gated(ops: Ops, activation: str, gate_up: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from octavo.config import ModelConfig
+from octavo.kernels.lora import LoraPlan
 from octavo.layers.build import Build
 from octavo.layers.linear import ColumnLinear, GateUpLinear, Output, RowLinear
 from octavo.layers.norm import Norm
@@ -19,10 +20,12 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = GateUpLinear(build, hidden, size, bias=bias, activation=config.hidden_act)
         self.down_proj = RowLinear(build, size, hidden, bias=bias)
 
-    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The layer's result, and ``x + residual``."""
-        gated, residual = self.gate_up_proj.after_norm(norm, x, residual)
-        return self.down_proj(gated), residual
+        gated, residual = self.gate_up_proj.after_norm(norm, x, residual, lora)
+        return self.down_proj(gated, lora), residual
 
 
 class MLP(nn.Module):
@@ -36,7 +39,9 @@ class MLP(nn.Module):
         self.c_fc = ColumnLinear(build, hidden, [Output("c_fc", size, part)], bias=bias)
         self.c_proj = RowLinear(build, size, hidden, bias=bias)
 
-    def forward(self, x: Tensor, residual: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The layer's result, and ``x + residual``."""
-        wide, residual = self.c_fc.after_norm(norm, x, residual)
-        return self.c_proj(self.ops.gelu(wide, approximate=self.approximate)), residual
+        wide, residual = self.c_fc.after_norm(norm, x, residual, lora)
+        return self.c_proj(self.ops.gelu(wide, approximate=self.approximate), lora), residual

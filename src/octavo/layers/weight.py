@@ -119,7 +119,7 @@ class Matrix(nn.Module):
         self.ops, self.shard, self.packing = build.ops, build.shard, build.packing
         self.weight: Weight
         self.packed: Operand | None = None
-        self._packed_parts: dict[int, Operand] = {}
+        self._packed_parts: dict[int | None, Operand] = {}  # by their first row
         self._num_filled = 0
 
     @property
@@ -139,7 +139,7 @@ class Matrix(nn.Module):
         """
         part = self._kept(place, tensor)
         if part is not None:
-            self._packed_parts[self.weight.places.index(place)] = part
+            self._packed_parts[place.rows.start] = part
         elif not self.keep_plain:
             self.weight.load(place, tensor.read(self.weight.dtype))
         self._num_filled += 1
@@ -197,7 +197,7 @@ class Matrix(nn.Module):
         if parts:
             plain = self.weight.data
             rows = [place.rows for place in self.weight.places]
-            self._replace(stack_rows([parts[i] if i in parts else plain[r].clone() for i, r in enumerate(rows)]))
+            self._replace(stack_rows([parts[r.start] if r.start in parts else plain[r].clone() for r in rows]))
 
     def _replace(self, packed: Operand) -> None:
         self.packed = packed

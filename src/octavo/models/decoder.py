@@ -35,7 +35,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, kv: KVLayer) -> tuple[Tensor, Tensor]:
         x, residual = self.self_attn(x, residual, self.input_layernorm, batch, kv)
-        out: tuple[Tensor, Tensor] = self.mlp(x, residual, self.post_attention_layernorm)
+        out: tuple[Tensor, Tensor] = self.mlp(x, residual, self.post_attention_layernorm, batch.lora)
         return out
 
 

@@ -37,7 +37,7 @@ class GemmaLayer(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, kv: KVLayer) -> tuple[Tensor, Tensor]:
         x, residual = self.self_attn(x, residual, self.input_layernorm, batch, kv)
         x = self.post_attention_layernorm(x)
-        x, residual = self.mlp(x, residual, self.pre_feedforward_layernorm)
+        x, residual = self.mlp(x, residual, self.pre_feedforward_layernorm, batch.lora)
         return self.post_feedforward_layernorm(x), residual
 
 

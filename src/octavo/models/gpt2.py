@@ -40,8 +40,9 @@ NAMES = {
 }
 """The checkpoints' names -> this model's. Older checkpoints lack the "transformer." in front."""
 
-TURNED = (".o_proj.weight", ".c_fc.weight", ".mlp.c_proj.weight")
-"""Weights that are kept as ``[in, out]``; so is that of queries, keys and values."""
+TURNED = (".c_attn.weight", ".c_fc.weight", ".c_proj.weight")
+"""Weights that Hugging Face's checkpoints keep as ``[in, out]``."""
+
 
 MASKS = (".attn.bias", ".attn.masked_bias")
 """What some checkpoints have and no model needs."""
@@ -72,11 +73,16 @@ class GPT2(DecoderModel):
         if tensor.name.endswith(MASKS):
             return
         own = own_name(tensor, NAMES)
-        if ".c_attn." in own.name:
-            yield from split(
-                own, dict.fromkeys(("q_proj", "k_proj", "v_proj"), self.config.hidden_size), transposed=True
-            )
-        elif own.name.endswith(TURNED):
+        turned = is_turned(tensor.name)
+        if ".c_attn." in own.name or ".qkv_proj." in own.name:
+            thirds = dict.fromkeys(("q_proj", "k_proj", "v_proj"), self.config.hidden_size)
+            yield from split(own, thirds, transposed=turned)
+        elif turned:
             yield Part(own.name, own, transposed=True)
         else:
             yield own
+
+
+def is_turned(name: str) -> bool:
+    """Whether a tensor of a checkpoint is ``[in, out]``. GGUF's come under this model's names, and as ``[out, in]``."""
+    return ".h." in f".{name}" and name.endswith(TURNED)

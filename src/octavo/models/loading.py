@@ -10,6 +10,7 @@ from torch import nn
 
 from octavo.config import ModelConfig
 from octavo.errors import ModelError, nearest
+from octavo.layers.linear import AdaptedLinear
 from octavo.layers.norm import Norm
 from octavo.layers.weight import Matrix, Place, Weight
 from octavo.models.decoder import DecoderModel
@@ -116,6 +117,12 @@ def param_bytes(model: nn.Module) -> int:
     """Bytes of all weights on the device, packed ones and copies included; tied ones count once."""
     packed = [module.packed for module in model.modules() if isinstance(module, Matrix) and module.packed is not None]
     return sum(weight.nbytes for weight in {id(w): w for w in (*model.parameters(), *packed)}.values())
+
+
+def lora_bytes(model: nn.Module) -> int:
+    """Bytes of the room for LoRA adapters."""
+    stacks = (module.lora for module in model.modules() if isinstance(module, AdaptedLinear))
+    return sum(stack.nbytes for stack in stacks if stack is not None)
 
 
 def _is_ballast(name: str, config: ModelConfig) -> bool:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from octavo.layers.build import Packing
-from octavo.layers.experts import ExpertsWeight
 from octavo.layers.weight import Matrix, Weight
 from octavo.models.decoder import DecoderModel
 from octavo.models.loading import slots_by_name
@@ -84,14 +83,11 @@ def num_params(model: nn.Module) -> int:
 def describe_packing(model: nn.Module, scheme: Scheme) -> str:
     """Which matrices a scheme leaves as they are, in one line, or ""."""
     plain = {name: m for name, m in model.named_modules() if isinstance(m, Matrix) and m.scheme is None}
-    notes = []
-    if plain:
-        inputs = ", ".join(map(str, sorted({module.weight.full_shape[1] for module in plain.values()})))
-        what = f"matrices with {inputs} inputs: {len(plain)} stay as they are ({min(plain)}, …)"
-        notes.append(f"{scheme.name} does not fit {what}")
-    if experts := sum(_plain_bytes(m.weight) for m in model.modules() if isinstance(m, ExpertsWeight)):
-        notes.append(f"{experts >> 20} MiB of experts' weights are not quantized")
-    return "; ".join(notes)
+    if not plain:
+        return ""
+    inputs = ", ".join(map(str, sorted({module.weight.full_shape[1] for module in plain.values()})))
+    what = f"matrices with {inputs} inputs: {len(plain)} stay as they are ({min(plain)}, …)"
+    return f"{scheme.name} does not fit {what}"
 
 
 def _weights(model: nn.Module) -> Iterable[Weight]:

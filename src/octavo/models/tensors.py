@@ -91,12 +91,16 @@ def own_name(tensor: NamedTensor, names: Mapping[str, str] | None = None) -> Nam
 
     Keys are whole parts of a name with the dots around them: ".w1." is not in "layers.0.w10.weight".
     """
-    name = "." + tensor.name
-    for old, new in (names or {}).items():
+    name = renamed(tensor.name, names or {})
+    return tensor if name == tensor.name else Part(name, tensor)
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """What `own_name` makes of a name."""
+    name = f".{name}"
+    for old, new in names.items():
         name = name.replace(old, new)
-    if name.startswith((".embed_tokens.", ".layers.", ".norm.")):
-        name = ".model" + name
-    return tensor if name == "." + tensor.name else Part(name[1:], tensor)
+    return f"model{name}" if name.startswith((".embed_tokens.", ".layers.", ".norm.")) else name[1:]
 
 
 def split(tensor: NamedTensor, sizes: Mapping[str, int], transposed: bool = False) -> Iterator[NamedTensor]:

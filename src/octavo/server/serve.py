@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Serving:
     Attributes:
         limits: of the engine's queue.
         uvicorn: arguments of ``uvicorn.Config``.
+        loras: names and folders of LoRA adapters to begin with.
         drain: seconds that requests have to finish in when the server is told to end.
     """
 
@@ -51,6 +52,7 @@ class Serving:
     limits: Limits
     options: ServerOptions
     uvicorn: dict[str, Any]
+    loras: Sequence[tuple[str, str]]
     drain: float
 
 
@@ -81,6 +83,8 @@ async def serve(serving: Serving, listener: socket.socket, say: Callable[[str], 
     try:
         for line in introduction(engine.info):
             say(line)
+        for name, folder in serving.loras:
+            await engine.add_lora(name, folder)
         path = engine.info.tokenizer_path
         tokenizer = await asyncio.to_thread(load_tokenizer, path) if path else None
         app = create_app(engine, serving.options, tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from octavo.weights.checkpoint import Checkpoint, LazyTensor
 from octavo.weights.gguf_config import ROPE_TENSORS, architecture_of, generation_defaults, model_config
 from octavo.weights.gguf_cursor import short
 from octavo.weights.gguf_file import GGUFFile, GGUFTensorInfo
-from octavo.weights.gguf_names import ONE_PLUS, hugging_face_name
+from octavo.weights.gguf_names import ONE_PLUS, expert_names, hugging_face_name
 from octavo.weights.mapped import releasing
 from octavo.weights.row_order import unpermute
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from octavo.kernels.packed import PackedWeight
 
-PERMUTED = {"llama": ("self_attn.q_proj", "self_attn.k_proj")}
+PERMUTED = dict.fromkeys(("llama", "smollm3"), ("self_attn.q_proj", "self_attn.k_proj"))
 """Architecture -> projections whose rows llama.cpp keeps in another order."""
 
 _DTYPE_OF_KIND = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -60,9 +60,29 @@ class GGUFCheckpoint(Checkpoint):
         for info in sorted(self.file.tensors.values(), key=lambda info: info.offset):
             if info.name in ROPE_TENSORS:  # a part of the configuration, not a weight
                 continue
+            if (parts := self._experts(info)) is not None:
+                yield from parts
+                continue
             name = self._checked_name(info, architecture)
             kept_plus_one = architecture in ONE_PLUS and name.endswith("norm.weight")
             yield GGUFTensor(name, self.file, info, self._num_heads(name, permuted), kept_plus_one)
+
+    def _experts(self, info: GGUFTensorInfo) -> Iterator[GGUFTensor] | None:
+        """Each expert's matrix, if the tensor is a stack of them: they lie one behind the other."""
+        experts = self.config.experts
+        names = expert_names(info.name, 0 if experts is None else experts.count)
+        if experts is None or names is None:
+            return None
+        if len(info.shape) != 3 or info.shape[0] != experts.count:
+            raise ModelError(
+                f"{self.path}: {info.name} has the shape {info.shape}; expected three dimensions, the first of them"
+                f" {experts.count} experts"
+            )
+        each = info.nbytes // experts.count
+        first = replace(info, shape=info.shape[1:], nbytes=each)
+        return (
+            GGUFTensor(name, self.file, replace(first, offset=info.offset + e * each)) for e, name in enumerate(names)
+        )
 
     def _checked_name(self, info: GGUFTensorInfo, architecture: str) -> str:
         name = hugging_face_name(info.name, architecture)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from octavo.config import ModelConfig, RopeScaling
+from octavo.config import ExpertsConfig, ModelConfig, RopeScaling
 from octavo.errors import ModelError
 from octavo.ggml.block_types import dequantize
 from octavo.weights.checkpoint import GenerationDefaults
@@ -29,8 +29,15 @@ ARCHITECTURES = {
     "gemma3": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
 }
-"""GGUF's name of an architecture -> Hugging Face's name of its class. Mistral's models are "llama" here."""
+"""GGUF's name of an architecture -> Hugging Face's name of its class. Mistral's models are "llama" here, and Mixtral's,
+which have experts.
+"""
+WITH_EXPERTS = {"llama": "MixtralForCausalLM", "qwen3moe": "Qwen3MoeForCausalLM"}
+"""The same for models with a mixture of experts."""
 
 END_OF_TURN = frozenset({"<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"})
 """Tokens that end an assistant's turn: llama.cpp stops at them even if a file does not name them as such."""
@@ -53,7 +60,8 @@ def model_config(file: GGUFFile) -> ModelConfig:
         contradictory.
     """
     architecture = architecture_of(file)
-    fields = _Fields(file.metadata, architecture)
+    fields = MetadataFields(file.metadata, architecture)
+    experts = _experts(fields, architecture)
     _refuse_variants(fields, architecture)
     vocab_size = _tensor(file, "token_embd.weight").shape[0]
     num_layers = _num_layers(fields, file)
@@ -61,7 +69,7 @@ def model_config(file: GGUFFile) -> ModelConfig:
     num_heads = fields.integer("attention.head_count")
     family = family_fields(architecture, fields, num_layers, head_dim)
     return ModelConfig(
-        architecture=ARCHITECTURES[architecture],
+        architecture=(ARCHITECTURES if experts is None else WITH_EXPERTS)[architecture],
         vocab_size=vocab_size,
         hidden_size=fields.integer("embedding_length"),
         intermediate_size=fields.integer("feed_forward_length"),
@@ -75,9 +83,10 @@ def model_config(file: GGUFFile) -> ModelConfig:
         rope_scaling=_rope_scaling(fields, file, head_dim),
         rotary_dim=family.rotary_dim,
         local_rope_theta=family.local_rope_theta,
+        no_rope_layers=family.no_rope_layers,
         hidden_act=family.hidden_act,
         tie_word_embeddings="output.weight" not in file.tensors,
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        qkv_bias=any(f"blk.0.{name}.bias" in file.tensors for name in ("attn_q", "attn_qkv")),
         o_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_down.bias" in file.tensors,
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
@@ -85,6 +94,7 @@ def model_config(file: GGUFFile) -> ModelConfig:
         attention_scale=family.attention_scale,
         attention_soft_cap=family.attention_soft_cap,
         logit_soft_cap=family.logit_soft_cap,
+        experts=experts,
         dtype=_dtype(file),
         bos_token_id=next(_token_ids(file.metadata, vocab_size, "bos"), None),
         eos_token_ids=_eos_token_ids(file.metadata, vocab_size),
@@ -117,7 +127,7 @@ def generation_defaults(metadata: dict[str, Value]) -> GenerationDefaults:
     )
 
 
-class _Fields:
+class MetadataFields:
     """Typed access to the metadata of one architecture: "block_count" stands for ``llama.block_count``."""
 
     def __init__(self, metadata: dict[str, Value], architecture: str) -> None:
@@ -160,14 +170,28 @@ def _shortest(number: float) -> float:
     return float(str(single)) if single == number else number
 
 
-def _refuse_variants(fields: _Fields, architecture: str) -> None:
+def _refuse_variants(fields: MetadataFields, architecture: str) -> None:
     """Fail for models that share an architecture's name and are not it."""
-    if fields.integer("expert_count", 0):
-        raise ModelError("mixtures of experts are not supported; accepted: dense models")
     if "attention.sliding_window_pattern" in fields and architecture not in PATTERNS:
         raise ModelError(
             "sliding_window_pattern is not supported; accepted: one sliding window for all layers, or none"
         )
+
+
+def _experts(fields: MetadataFields, architecture: str) -> ExpertsConfig | None:
+    """In these architectures all layers have experts, and the weights of a token's experts always sum up to 1."""
+    count = fields.integer("expert_count", 0)
+    if not count:
+        return None
+    if architecture not in WITH_EXPERTS:
+        raise ModelError(f"{architecture} with experts is not supported; accepted: {', '.join(WITH_EXPERTS)}")
+    if "expert_shared_feed_forward_length" in fields or "expert_shared_count" in fields:
+        raise ModelError("experts that all tokens go through are not supported; accepted: experts that are chosen")
+    return ExpertsConfig(
+        count=count,
+        per_token=fields.integer("expert_used_count"),
+        size=fields.integer("expert_feed_forward_length", fields.integer("feed_forward_length", 0)),
+    )
 
 
 def _tensor(file: GGUFFile, name: str) -> GGUFTensorInfo:
@@ -176,7 +200,7 @@ def _tensor(file: GGUFFile, name: str) -> GGUFTensorInfo:
     return file.tensors[name]
 
 
-def _num_layers(fields: _Fields, file: GGUFFile) -> int:
+def _num_layers(fields: MetadataFields, file: GGUFFile) -> int:
     """``block_count``, which must agree with the layers whose tensors are in the file."""
     claimed = fields.integer("block_count")
     found = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
@@ -187,7 +211,7 @@ def _num_layers(fields: _Fields, file: GGUFFile) -> int:
     return claimed
 
 
-def _head_dim(fields: _Fields, *, partly_rotated: bool) -> int:
+def _head_dim(fields: MetadataFields, *, partly_rotated: bool) -> int:
     """The size of a head. Raises ``ModelError`` if keys, values and rotary embeddings do not agree on it."""
     hidden, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     if min(hidden, heads) < 1 or ("attention.key_length" not in fields and hidden % heads):
@@ -199,7 +223,7 @@ def _head_dim(fields: _Fields, *, partly_rotated: bool) -> int:
     return head_dim
 
 
-def _rope_scaling(fields: _Fields, file: GGUFFile, head_dim: int) -> RopeScaling | None:
+def _rope_scaling(fields: MetadataFields, file: GGUFFile, head_dim: int) -> RopeScaling | None:
     if LONG_FACTORS in file.tensors:
         return _longrope(fields, file)
     kind = fields.text("rope.scaling.type", "linear" if "rope.scale_linear" in fields else "none")
@@ -217,7 +241,7 @@ def _rope_scaling(fields: _Fields, file: GGUFFile, head_dim: int) -> RopeScaling
     return RopeScaling(kind="linear", factor=factor) if kind == "linear" else _yarn(fields, factor)
 
 
-def _longrope(fields: _Fields, file: GGUFFile) -> RopeScaling:
+def _longrope(fields: MetadataFields, file: GGUFFile) -> RopeScaling:
     """The number of factors is checked where the angles are made."""
     long, short_ = (_read_factors(file, _tensor(file, name)) for name in (LONG_FACTORS, SHORT_FACTORS))
     length = fields.integer("context_length")
@@ -233,7 +257,7 @@ def _longrope(fields: _Fields, file: GGUFFile) -> RopeScaling:
     )
 
 
-def _yarn(fields: _Fields, factor: float) -> RopeScaling:
+def _yarn(fields: MetadataFields, factor: float) -> RopeScaling:
     """GGUF's attention factor multiplies the paper's 0.1 ln(factor) + 1, ours replaces it."""
     extra = fields.number("rope.scaling.yarn_attn_factor", fields.number("rope.scaling.attn_factor", 1.0))
     return RopeScaling(

@@ -11,6 +11,12 @@ PATTERNS = {"gemma2": 2, "gemma3": 6}
 PARTLY_ROTATED = ("phi3",)
 """Architectures whose heads may be rotated in part."""
 
+LAYER_NORMS = ("starcoder2", "gpt2")
+"""Architectures with LayerNorm, and a feed-forward layer without a gate."""
+
+NO_ROPE_STEP = {"smollm3": 4}
+"""Architecture -> each how-manieth layer does not rotate."""
+
 BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 """Gemma's largest models, by their number of layers: they scale scores by the width of a head that all heads together
 would have if they were as wide as the stream.
@@ -32,6 +38,7 @@ class FamilyFields:
     sliding_windows: tuple[int | None, ...]
     hidden_act: str = "silu"
     rotary_dim: int | None = None
+    no_rope_layers: tuple[int, ...] = ()
     local_rope_theta: float | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
@@ -49,12 +56,20 @@ def family_fields(architecture: str, fields: Fields, num_layers: int, head_dim: 
     if architecture in PATTERNS:
         return _gemma(architecture, fields, num_layers, window)
     everywhere = (window,) * num_layers
-    if architecture == "starcoder2":
-        return FamilyFields(sliding_windows=everywhere, hidden_act="gelu_tanh", eps_key="attention.layer_norm_epsilon")
+    if architecture in LAYER_NORMS:
+        unrotated = tuple(range(num_layers)) if architecture == "gpt2" else ()
+        return FamilyFields(
+            sliding_windows=everywhere,
+            hidden_act="gelu_tanh",
+            no_rope_layers=unrotated,
+            eps_key="attention.layer_norm_epsilon",
+        )
     if architecture in PARTLY_ROTATED:
         rotated = fields.integer("rope.dimension_count", head_dim)
         return FamilyFields(sliding_windows=everywhere, rotary_dim=rotated if rotated != head_dim else None)
-    return FamilyFields(sliding_windows=everywhere)
+    step = NO_ROPE_STEP.get(architecture)
+    unrotated = () if step is None else tuple(range(step - 1, num_layers, step))
+    return FamilyFields(sliding_windows=everywhere, no_rope_layers=unrotated)
 
 
 def _gemma(architecture: str, fields: Fields, num_layers: int, window: int | None) -> FamilyFields:

@@ -56,6 +56,12 @@ def reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Te
     return out
 
 
+def run(args: list[Tensor], device: str = "cpu", tile: Tile | None = None) -> Tensor:
+    """The kernels, with the experts' matrices one above the other."""
+    x, gate_up, down, weights, ids = (arg.to(device) for arg in args)
+    return experts(x, gate_up.flatten(0, 1), down.flatten(0, 1), weights, ids, tile)
+
+
 def case(tokens: int, hidden: int, size: int, count: int, k: int, dtype: torch.dtype) -> list[Tensor]:
     weights, ids = randn(tokens, count, seed=4).softmax(-1).topk(k)
     gate_up = randn(count, 2 * size, hidden, seed=1) / hidden**0.5
@@ -67,9 +73,8 @@ def case(tokens: int, hidden: int, size: int, count: int, k: int, dtype: torch.d
 def test_each_token_through_its_experts(device, dtype, tokens, hidden, size, count, k):
     args = case(tokens, hidden, size, count, k, dtype)
     expected = reference(*args)
-    on_device = [arg.to(device) for arg in args]
     for tile in (None, choose(10**6, count, dtype)):
-        found = experts(*on_device, tile=tile).cpu()
+        found = run(args, device, tile).cpu()
         assert found.dtype is dtype
         assert (found.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
@@ -78,23 +83,21 @@ def test_all_tokens_to_one_expert_and_pieces(device, monkeypatch):
     args = case(37, 24, 20, 4, 2, torch.float32)
     args[4] = torch.tensor([[3, 1]] * 37)
     monkeypatch.setattr(kernel, "MAX_TOKENS", 10)
-    torch.testing.assert_close(
-        experts(*(arg.to(device) for arg in args)).double().cpu(), reference(*args), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(run(args, device).double().cpu(), reference(*args), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tokens_bits_do_not_depend_on_the_others(device, dtype):
     args = [arg.to(device) for arg in case(40, 48, 20, 3, 2, dtype)]
     tile = choose(10**6, 3, dtype)
-    together = experts(*args, tile=tile)
+    together = run(args, device, tile)
     for rows in ([3], [39, 0, 7], list(range(20))):
         some = [args[0][rows], args[1], args[2], args[3][rows], args[4][rows]]
-        assert torch.equal(experts(*some, tile=tile), together[rows])
+        assert torch.equal(run(some, device, tile), together[rows])
 
 
 def test_no_tokens(device, dtype):
     args = [arg.to(device) for arg in case(2, 16, 8, 3, 2, dtype)]
-    assert experts(args[0][:0], args[1], args[2], args[3][:0], args[4][:0]).shape == (0, 16)
+    assert run([args[0][:0], args[1], args[2], args[3][:0], args[4][:0]], device).shape == (0, 16)
 
 
 @pytest.mark.parametrize("choices", [1, 10**6])

@@ -36,11 +36,11 @@ def randn(*shape: int, seed: int, device: str, dtype: torch.dtype = torch.float3
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
-def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """NaN is never close."""
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+    """NaN is never close. ``scale``: what the tolerance is a share of the norm of, if not of ``expected``."""
     assert actual.dtype is dtype
     assert actual.shape == expected.shape
-    assert (actual.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+    assert (actual.double() - expected).norm() <= TOLERANCE[dtype] * (expected if scale is None else scale).norm()
 
 
 def in_words(weight: PackedWeight) -> WordWeight:
@@ -94,7 +94,7 @@ def test_one_row(device, dtype, form, n, k, settings):
     if n % 2 == 0:
         out, _ = quantized_matvec.add_norm_gate_up(x, residual, norm, EPS, words, bias, settings)
         gate, up = expected.chunk(2, dim=1)
-        close(out, F.silu(gate) * up, dtype)
+        close(out, F.silu(gate) * up, dtype, gate * up)  # SiLU makes a gate smaller, but not its error
 
 
 @FORMS

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers_lora import make_adapter
 from helpers_models import VOCAB, PagedDriver, load_tiny, make_tiny
+from octavo.core.plan import AdapterLoad
+from octavo.execution.adapters import AdapterStore
+from octavo.kernels.lora import LoraSizes
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.triton import matvec
 from octavo.kernels.triton.attention_plan import TritonPlan
@@ -50,3 +54,22 @@ def test_a_plan_of_other_ops_is_refused(device, tmp_path):
     batch.attention = ReferenceOps().plan_attention(batch)
     with pytest.raises(TypeError, match="not from plan_attention of the same ops"):
         model(batch)
+
+
+@pytest.mark.parametrize("name", ["qwen3", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("phi3", "gpt2"))])
+def test_a_model_with_adapters_computes_the_same_as_on_the_reference(device, tmp_path, name):
+    base, path = make_tiny(name, tmp_path)
+    folders = [make_adapter(base, name, tmp_path / str(i), i, r=rank)[1] for i, rank in enumerate((8, 3))]
+    drivers = []
+    for ops, where in ((TritonOps(), device), (ReferenceOps(), "cpu")):
+        model = load_tiny(path, ops=ops, device=where, lora=LoraSizes(2, 8))
+        store = AdapterStore(model, 2)
+        for i, folder in enumerate(folders, 1):
+            store.add(i, folder)
+        store.load([AdapterLoad(1, 1), AdapterLoad(2, 2)])
+        drivers.append(PagedDriver(model, block_size=16))
+    for step in STEPS[:2]:
+        rows = {r: [(7 * r + i) % VOCAB for i in range(n)] for r, n in step.items()}
+        found, expected = (driver.step(rows, {0: 1, 1: 2, 3: 1}) for driver in drivers)
+        for request in rows:
+            torch.testing.assert_close(found[request].cpu(), expected[request], rtol=2e-4, atol=2e-4)

@@ -22,7 +22,8 @@ from octavo.kernels.cpu.panels import AS_FAST, Panels
 from octavo.kernels.cpu.quantized import QuantizedProducts
 from octavo.kernels.cpu.rounded import RoundedPanels
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
-from octavo.kernels.packed import Operand, PackedWeight, StackedWeight
+from octavo.kernels.packed import Operand, PackedWeight, PerExpert, StackedWeight
+from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
 
@@ -49,6 +50,10 @@ class CpuOps(ReferenceOps):
             return weight
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS_HINT)
         return packed
+
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        """Each expert's matrix as any other: tokens are gathered, and go through one expert after the other."""
+        return PerExpert(parts=tuple(self.pack_linear(take_expert(weight, e, count)) for e in range(count)))
 
     def multiplies(self, kind: str) -> bool:
         return self._quantized is not None and kind in AS_FAST

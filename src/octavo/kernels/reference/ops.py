@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
 from octavo.kernels.ops import Ops
 from octavo.kernels.packed import Operand
-from octavo.kernels.reference import attention, experts, norm, quantized, rotary, sampling
+from octavo.kernels.packed_parts import take_expert
+from octavo.kernels.reference import attention, experts, lora, norm, quantized, rotary, sampling
 from octavo.kernels.reference.attention_plan import GroupedPlan
 from octavo.kernels.reference.sample_rows import sample_rows
 from octavo.kernels.reference.workspace import Workspace
@@ -27,8 +30,18 @@ class ReferenceOps(Ops):
     def pack_linear(self, weight: Operand) -> Operand:
         return weight
 
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        return weight
+
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
         return quantized.linear(x, weight, bias)
+
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        plan = lora.GroupedLora(numbers)
+        return plan if plan.groups else None
+
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        return lora.lora_add(y, x, stack, own_lora(plan, lora.GroupedLora))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return norm.rms_norm(x, weight, eps)
@@ -56,9 +69,12 @@ class ReferenceOps(Ops):
     def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         return experts.top_experts(logits, k, normalise)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
+        count = down.shape[0] // x.shape[1]
+
         def expert(e: int, rows: Tensor) -> Tensor:
-            return self.linear(self.silu_mul(self.linear(rows, gate_up[e])), down[e])
+            inner = self.silu_mul(self.linear(rows, take_expert(gate_up, e, count)))
+            return self.linear(inner, take_expert(down, e, count))
 
         return experts.experts(x, weights, ids, expert)
 

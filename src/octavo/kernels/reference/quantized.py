@@ -19,6 +19,7 @@ from octavo.kernels.packed import (
     Int8Weight,
     Operand,
     PackedWeight,
+    PerExpert,
     StackedWeight,
     unpack_nibbles,
 )
@@ -49,7 +50,7 @@ def dequantize(weight: Operand, dtype: torch.dtype) -> Tensor:
             return _by_blocks(weight.values, weight.scales, weight.block).to(dtype)
         case BlockWeight():
             return _ggml(weight, dtype)
-        case StackedWeight():
+        case StackedWeight() | PerExpert():
             return torch.cat([dequantize(part, dtype) for part in weight.parts])
     raise TypeError(f"{type(weight).__name__} is not a packed weight of `octavo.kernels.packed`")
 

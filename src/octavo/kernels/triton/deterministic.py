@@ -11,6 +11,7 @@ Here each sum has one order, whatever step computes it:
   token, so a query takes in the same keys in the same order wherever its step began. Keys that it does not see weigh 0
   and scale what was summed before by 1: neither changes a bit. A tile of keys may be masked in one step and not in
   another; both loops of the kernel compile to the same arithmetic, which tests on the device hold on to.
+- Adapters' products are cut as for few tokens, and the stretches of their sums are added in order.
 - Rotation, activation and the embedding know one token only; sampling and log-probabilities cut a row by its length, or
   where they do not, take maxima and sums of whole numbers, which have no order.
 
@@ -23,9 +24,10 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.lora import LoraPlan
 from octavo.kernels.ops import Ops
 from octavo.kernels.packed import Operand, PackedWeight
-from octavo.kernels.triton import experts, matmul, prefill_attention, quantized
+from octavo.kernels.triton import experts, lora, matmul, prefill_attention, quantized
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
 from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.prefill_attention import PrefillSettings
@@ -56,9 +58,13 @@ class DeterministicOps(TritonOps):
             return quantized.linear_in_one_order(x, weight, bias)
         return matmul.linear(x, weight, bias)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        tile = experts.choose(1, len(down), x.dtype)  # that of a single token, which wastes least where a row decodes
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
+        # That of a single token, which wastes least where a row decodes.
+        tile = experts.choose(1, down.shape[0] // x.shape[1], x.dtype)
         return experts.experts(x, gate_up, down, weights, ids, tile)
+
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        return lora.SortedLora(numbers, max_loras, one_cut=True)
 
     # What the faster backend fuses is put together of its parts again.
     add_norm_linear = Ops.add_norm_linear

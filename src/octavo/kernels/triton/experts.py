@@ -21,7 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.routing import assign
+from octavo.kernels.packed import Operand, PackedWeight
+from octavo.kernels.triton import quantized_experts
+from octavo.kernels.triton.quantized_experts import ExpertWords
+from octavo.kernels.triton.routing import assign, find_tile
 
 MAX_TOKENS = 8192
 """Computed at once: each choice takes two rows of memory."""
@@ -53,51 +56,56 @@ def choose(choices: int, experts: int, dtype: torch.dtype) -> Tile:
     return FEW if few else MANY if many else SOME
 
 
-def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor, tile: Tile | None = None) -> Tensor:
-    """As ``Ops.experts``. ``tile``: another one than ``choose``'s; the bits are the same for the same tile only."""
+def experts(
+    x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor, tile: Tile | None = None
+) -> Tensor:
+    """As ``Ops.experts``. ``tile``: another one than ``choose``'s for plain weights; the bits are the same for the same
+    tile only.
+    """
     parts = zip(x.split(MAX_TOKENS), weights.split(MAX_TOKENS), ids.split(MAX_TOKENS), strict=True)
     done = [_experts(rows, gate_up, down, p, chosen, tile) for rows, p, chosen in parts]
     return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def _experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor, tile: Tile | None) -> Tensor:
-    (tokens, hidden), (count, _, size), k = x.shape, down.shape, ids.shape[1]
+def _experts(x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor, tile: Tile | None) -> Tensor:
+    (tokens, hidden), k = x.shape, ids.shape[1]
     if not tokens:
         return torch.empty_like(x)
+    count, size = down.shape[0] // hidden, down.shape[1]
     tile = tile or choose(tokens * k, count, x.dtype)
     counts, lists = assign(ids, count)
     inner = torch.empty(tokens * k, size, dtype=x.dtype, device=x.device)
-    _launch(x.contiguous(), gate_up, None, inner, counts, lists, k, tile)
+    _product(x.contiguous(), gate_up, None, inner, counts, lists, k, tile)
     results = torch.empty(tokens * k, hidden, dtype=x.dtype, device=x.device)
-    _launch(inner, down, weights.contiguous(), results, counts, lists, 1, tile)
+    _product(inner, down, weights.contiguous(), results, counts, lists, 1, tile)
     out = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
     _sum[tokens, triton.cdiv(hidden, SUM_BLOCK)](results, out, H=hidden, K=k, BLOCK=SUM_BLOCK, num_warps=4)
     return out
 
 
-def _launch(
-    x: Tensor, weight: Tensor, scales: Tensor | None, out: Tensor, counts: Tensor, lists: Tensor, share: int, tile: Tile
+def _product(
+    x: Tensor,
+    weight: Operand,
+    scales: Tensor | None,
+    out: Tensor,
+    counts: Tensor,
+    lists: Tensor,
+    share: int,
+    tile: Tile,
 ) -> None:
-    """``out[choice] = weight of its expert @ x[choice // share]``, gated if it is twice as high as ``out`` is wide."""
-    count, n, inputs = len(weight), out.shape[1], x.shape[1]
+    """``out[choice] = weight of its expert @ x[choice // share]``, gated if there are no ``scales``."""
+    if isinstance(weight, ExpertWords):
+        quantized_experts.product(x, weight, scales, out, counts, lists, share)
+        return
+    if isinstance(weight, PackedWeight):
+        raise TypeError(f"{type(weight).__name__} has not been through pack_experts")
+    count, n, inputs = len(counts), out.shape[1], x.shape[1]
     num_tiles = len(out) // tile.tokens + min(count, len(out))
-    sizes = {"E": count, "N": n, "K": inputs, "SHARE": share, "GATED": weight.shape[1] == 2 * n and scales is None}
+    sizes = {"E": count, "N": n, "K": inputs, "SHARE": share, "GATED": scales is None}
     blocks = {"TOKENS": tile.tokens, "OUTPUTS": tile.outputs, "DEPTH": tile.depth}
     options = {"E_BLOCK": triton.next_power_of_2(count), "num_warps": tile.num_warps, "num_stages": tile.num_stages}
     grid = (triton.cdiv(n, tile.outputs), num_tiles)
     _grouped[grid](x, weight.contiguous(), scales, out, counts, lists, lists.shape[1], **sizes, **blocks, **options)
-
-
-@triton.jit
-def _find_tile(counts: tl.tensor, tile: int, E: tl.constexpr, E_BLOCK: tl.constexpr, TOKENS: tl.constexpr) -> tuple:
-    """The expert of a tile, the tile's first place in its list, and how many places the list has; E: no expert."""
-    expert = tl.arange(0, E_BLOCK)
-    count = tl.load(counts + expert, mask=expert < E, other=0)
-    tiles = (count + TOKENS - 1) // TOKENS
-    ends = tl.cumsum(tiles, axis=0)
-    mine = tl.sum(((ends <= tile) & (expert < E)).to(tl.int32), axis=0)
-    first = (tile - tl.sum(tl.where(expert == mine, ends - tiles, 0), axis=0)) * TOKENS
-    return mine, first, tl.sum(tl.where(expert == mine, count, 0), axis=0)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -119,7 +127,7 @@ def _grouped(
     DEPTH: tl.constexpr,
     E_BLOCK: tl.constexpr,
 ) -> None:
-    expert, first, count = _find_tile(counts, tl.program_id(1), E, E_BLOCK, TOKENS)
+    expert, first, count = find_tile(counts, tl.program_id(1), E, E_BLOCK, TOKENS)
     if expert >= E:
         return
     place = first + tl.arange(0, TOKENS)

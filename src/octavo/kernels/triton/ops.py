@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
 from octavo.kernels.packed import Operand, PackedWeight
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
@@ -18,10 +19,12 @@ from octavo.kernels.triton import (
     experts,
     layer_norm,
     logprobs,
+    lora,
     matvec,
     norm,
     quantized,
     quantized_blocks,
+    quantized_experts,
     quantized_pack,
     rotary,
     routing,
@@ -81,6 +84,12 @@ class TritonOps(ReferenceOps):
             return self._products.linear(x, weight, bias)
         return super().linear(x, weight, bias)
 
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        return lora.SortedLora(numbers, max_loras)
+
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        return lora.lora_add(y, x, stack, own_lora(plan, lora.SortedLora))
+
     def add_norm_linear(
         self,
         x: Tensor,
@@ -127,7 +136,10 @@ class TritonOps(ReferenceOps):
     def top_experts(self, logits: Tensor, k: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
         return routing.top_experts(logits, k, normalise=normalise)
 
-    def experts(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
+        return quantized_experts.pack(weight, dtype)
+
+    def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
         return experts.experts(x, gate_up, down, weights, ids)
 
     def rotate_and_store(

@@ -26,7 +26,9 @@ CHUNK_BYTES = 16 << 20
 
 
 def pack(weight: Operand) -> Operand:
-    """In words, if the kernels can multiply with it so; else as it is (plain ones, and those that round x, too)."""
+    """In words, if the kernels can multiply with it so. Those that round x stay rows, with a scale for each channel in
+    place of one for many; all others as they are.
+    """
     match weight:
         case StackedWeight():
             return replace(weight, parts=tuple(pack(part) for part in weight.parts))
@@ -39,6 +41,9 @@ def pack(weight: Operand) -> Operand:
             words = _chunked(lambda v: bytes_to_words(v.view(torch.uint8)), weight.values)
             rows, group = weight.block
             return WordWeight(kind=FP8, words=words, scales=weight.scales.contiguous(), group=group, rows=rows)
+        case Fp8Weight(quantizes_input=True, block=(rows, columns)) if rows > 1 and columns >= weight.shape[1]:
+            scales = weight.scales.repeat_interleave(rows, dim=0)[: weight.shape[0]].contiguous()
+            return replace(weight, scales=scales, block=(1, weight.shape[1]))
         case BlockWeight() if weight.kind in quantized_blocks.KINDS:
             return quantized_blocks.words(weight)
     return weight

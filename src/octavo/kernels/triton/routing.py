@@ -6,6 +6,8 @@ largest k times. Floor: the launch.
 ``assign``: each expert has a list with room for every token. A choice takes the next free place of its expert's list by
 one atomic addition: no sort, and no sum over experts. In which order tokens stand in a list differs from run to run; no
 result depends on it, as each row of a product is computed for itself.
+
+``find_tile``: which expert's tile a program of a grouped product computes.
 """
 
 from __future__ import annotations
@@ -84,3 +86,15 @@ def assign(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
         grid = (triton.cdiv(ids.numel(), BLOCK),)
         _assign[grid](ids.contiguous(), counts, lists, ids.numel(), len(ids), BLOCK=BLOCK, num_warps=4)
     return counts, lists
+
+
+@triton.jit
+def find_tile(counts: tl.tensor, tile: int, E: tl.constexpr, E_BLOCK: tl.constexpr, TOKENS: tl.constexpr) -> tuple:
+    """The expert of a tile, the tile's first place in its list, and how many places the list has; E: no expert."""
+    expert = tl.arange(0, E_BLOCK)
+    count = tl.load(counts + expert, mask=expert < E, other=0)
+    tiles = (count + TOKENS - 1) // TOKENS
+    ends = tl.cumsum(tiles, axis=0)
+    mine = tl.sum(((ends <= tile) & (expert < E)).to(tl.int32), axis=0)
+    first = (tile - tl.sum(tl.where(expert == mine, ends - tiles, 0), axis=0)) * TOKENS
+    return mine, first, tl.sum(tl.where(expert == mine, count, 0), axis=0)
