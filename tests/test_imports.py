@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "glass": {"nouns", "core.plan"},
     "client": {"nouns", "engine"},
     "openai": {"nouns", "text"},
-    "anthropic": {"nouns", "openai"},
+    "anthropic": {"nouns", "text", "openai"},
     "server": {"nouns", "client", "text", "openai", "anthropic"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
