@@ -112,6 +112,6 @@ def test_named_templates() -> None:
     chat = [USER, {"role": "assistant", "content": "Hello"}, USER]
     assert render_chat("plain", chat) == "User: Hi\nAssistant: Hello\nUser: Hi\nAssistant:"
     assert render_chat("chatml", chat[:1]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    with pytest.raises(RequestError, match=r"pass chat_template= \(a template, or chatml or plain\)"):
+    with pytest.raises(RequestError, match=r"give chat_template= \(a template, or chatml or plain\)"):
         render_chat(None, chat)
     assert set(NAMED) == {"chatml", "plain"}

@@ -65,7 +65,7 @@ def render_chat(
     """
     if template is None:
         raise RequestError(
-            "this model has no chat template; use generate with a plain prompt, or pass chat_template="
+            "this model has no chat template; use generate, or give chat_template="
             f" (a template, or {' or '.join(TEMPLATES)})"
         )
     template = TEMPLATES.get(template, template) if isinstance(template, str) else template
