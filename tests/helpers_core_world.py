@@ -98,7 +98,7 @@ class World:
         *,
         salt: bytes = b"",
         priority: int = 0,
-        needs_last_token: bool = False,
+        held: str = "",
         eos: tuple[int, ...] = (EOS,),
     ) -> str:
         """Send a request that fits."""
@@ -110,14 +110,26 @@ class World:
             eos_token_ids=eos,
             priority=priority,
             salt=salt,
-            needs_last_token=needs_last_token,
+            held=held,
         )
         self.num_added += 1
         self.salts[request.id] = salt
         self.scheduler.add(request)
-        self.clients[request.id] = Client(request, prompt, self._deadline(prompt, max_tokens))
+        deadline = float("inf") if held else self._deadline(prompt, max_tokens)
+        self.clients[request.id] = Client(request, prompt, deadline)
         self._check("add")
         return request.id
+
+    def held(self) -> list[str]:
+        return [name for name, client in self.clients.items() if client.request.held]
+
+    def release(self, request_id: str) -> None:
+        """What it was held for has come; twice is as good as once."""
+        client = self.clients[request_id]
+        client.deadline = self._deadline(client.prompt, client.request.max_tokens)
+        self.scheduler.release(request_id)
+        self.scheduler.release(request_id)
+        self._check("release")
 
     def plan(self) -> StepPlan | None:
         """Plan a step; it is launched, but the device runs it only when it lands."""
@@ -155,6 +167,8 @@ class World:
 
     def drain(self) -> None:
         """Run until nothing is left; then everything must be free."""
+        for request_id in self.held():
+            self.release(request_id)
         while self.scheduler.has_work():
             if self.plan() is None or len(self.flights) == self.setup.max_in_flight:
                 self.land()
@@ -256,7 +270,7 @@ def draw_request(world: World, rng: Random, prompts: list[list[int]]) -> str:
         params,
         salt=b"s" if draws[0] < 0.1 else b"",
         priority=int(draws[1] * 3),
-        needs_last_token=draws[3] < 0.15,
+        held="compiling" if draws[3] < 0.15 else "",
         eos=() if draws[3] > 0.7 else (EOS,),
     )
 
@@ -272,6 +286,8 @@ def wander(world: World, rng: Random, num_moves: int) -> None:
             world.abort(rng.choice(list(world.clients)))
         elif draw < 0.0052:
             world.fail_all()
+        elif draw < 0.03 and world.held():
+            world.release(rng.choice(world.held()))
         elif draw < 0.2 and len(world.clients) < crowd:
             draw_request(world, rng, prompts)
         elif world.flights and (draw > 0.65 or len(world.flights) == world.setup.max_in_flight):

@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "outputs", "errors", "version"}
+NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "errors", "version"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execution": {"nouns", "core.plan", "weights", *HARDWARE},
     "assemble": {"nouns", "core", "text"},
     "intake": {"nouns", "core", "text"},
-    "engine": {"nouns", "core", "text", "weights", "execution", "assemble", "intake"},
+    "grammar": {"nouns", "core.plan", "text"},
+    "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns", "engine"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
-TORCH_FREE = ["core", "ggml", "text", "weights", "cli", "glass", "client", "server"]
+TORCH_FREE = ["core", "ggml", "text", "grammar", "weights", "cli", "glass", "client", "server"]
 
 
 def room_of(module: str) -> str:

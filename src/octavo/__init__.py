@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from octavo.llm import LLM
     from octavo.outputs import CompletionOutput, Logprob, RequestOutput
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import StructuredOutputs
 
 _HOMES = {
     "LLM": "octavo.llm",
     "Engine": "octavo.engine",
     "EngineConfig": "octavo.config",
     "SamplingParams": "octavo.sampling_params",
+    "StructuredOutputs": "octavo.structured_outputs",
     "RequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
     "Logprob": "octavo.outputs",
@@ -45,6 +47,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "UsageError",
     "__version__",
 ]

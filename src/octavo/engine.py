@@ -2,6 +2,7 @@
 
 One step is: plan and start steps until two are on their way, wait for the older one, apply what it brought, and turn
 the core's events into outputs. So while this thread applies, decodes text and plans, the next step is already running.
+Where that one samples by a grammar, its masks are handed over as soon as the tokens of the older one are known.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from octavo.assemble import Assembler
 from octavo.config import EngineConfig, ModelConfig
 from octavo.core.blocks import BlockPool
-from octavo.core.plan import Event, StepPlan
+from octavo.core.plan import Event, StepPlan, Waits
 from octavo.core.request import Request
 from octavo.core.scheduler import Scheduler
 from octavo.errors import RequestError, UsageError
@@ -26,10 +27,14 @@ from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.executor import Executor, Pending, make_executor
 from octavo.execution.memory import Ledger, tokens_per_step
 from octavo.execution.runner import Runner
+from octavo.grammar.grammars import Ending, Grammars
 from octavo.intake import Intake, Prompt, check_params, check_request_id, member_id, unwrap
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
+
+_NAP = 0.01
+"""Seconds to wait at a time where there is nothing to do but for a grammar to be compiled."""
 
 Listener = Callable[[StepPlan | None, Sequence[Event]], None]
 
@@ -45,7 +50,8 @@ class Engine:
         ledger: who has the memory.
         scheduler: the core, to look at.
         listeners: called in the order of events, with a plan and its events when a step is started, and with None and
-            events when one has come back or requests were ended from outside. They must not change anything.
+            events when one has come back, or requests were ended from outside or are held. They must not change
+            anything.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Engine:
         self.scheduler = _make_scheduler(config, ledger, ahead)
         self._executor: Executor = make_executor(runner, ahead=ahead)
         self._assembler = Assembler(tokenizer)
+        self._grammars = Grammars(tokenizer, model_config.vocab_size)
         self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self._ids = itertools.count()
         self._lock = threading.RLock()
@@ -122,12 +129,21 @@ class Engine:
     def _queue(self, request_id: str, prompt: str | None, prompt_ids: list[int], requests: Sequence[Request]) -> None:
         now = time.monotonic()
         for request in requests:
+            self._hold_for_grammar(request)
             self.scheduler.add(request, now)
         self._assembler.add(request_id, prompt, prompt_ids, requests)
+        self._tell(None, [Waits(request.id, request.held) for request in requests if request.held])
+
+    def _hold_for_grammar(self, request: Request) -> None:
+        """Start to compile the request's grammar, if it has one; it waits until that is done."""
+        form = request.params.structured_outputs
+        if form is not None:
+            request.held = self._grammars.add(request.id, form, request.eos_token_ids)
 
     def _forget(self, request_id: str, requests: Sequence[Request]) -> None:
         for request in requests:
             self.scheduler.finish(request.id, "abort")
+            self._grammars.forget(request.id)
         self._assembler.forget(request_id)
 
     def output(self, request_id: str) -> RequestOutput | None:
@@ -139,10 +155,17 @@ class Engine:
         with self._alone():
             now = time.monotonic()
             ends = [self.scheduler.finish(member, "abort", now) for member in self._assembler.member_ids(request_id)]
-            events: list[Event] = [event for event in ends if event is not None]
-            outputs, _ = self._assembler.apply(events)
-            self._tell(None, events)
+            outputs = self._apply_ends(ends)
         return outputs[0] if outputs else None
+
+    def _apply_ends(self, ends: Sequence[Event | None]) -> list[RequestOutput]:
+        """Take in the ends of requests that did not come with a step; their outputs."""
+        events = [event for event in ends if event is not None]
+        self._grammars.apply(events)
+        outputs, _ = self._assembler.apply(events)
+        if events:
+            self._tell(None, events)
+        return outputs
 
     def abort_all(self) -> None:
         """Abort every request and wait for the steps in flight, so that nothing is left running."""
@@ -189,8 +212,13 @@ class Engine:
         """
         with self._alone():
             try:
+                ended = self._release_compiled()
                 self._launch()
-                return self._collect() if self._in_flight else []
+                if self._in_flight:
+                    return ended + self._collect()
+                if not ended:
+                    self._grammars.wait(_NAP)
+                return ended
             except BaseException:  # an interrupt in the middle of a step leaves it half done, like an error
                 self._give_up()
                 raise
@@ -199,22 +227,42 @@ class Engine:
         """Plan and start steps until as many are in flight as may be."""
         while (plan := self.scheduler.plan(time.monotonic())) is not None:
             self._in_flight.append((plan, self._executor.execute(plan)))
+            if len(self._in_flight) == 1:
+                self._mask_oldest()
             self._tell(plan, plan.events)
 
     def _collect(self) -> list[RequestOutput]:
         """Wait for the oldest step and apply it."""
-        _, future = self._in_flight.popleft()
-        result = future.result()
+        _, pending = self._in_flight.popleft()
+        result = pending.result()
         now = time.monotonic()
         events = self.scheduler.apply(result, now)
+        endings = self._grammars.apply(events)
+        self._mask_oldest()  # before all else: the device may be waiting
         outputs, stopped = self._assembler.apply(events)
+        self._tell(None, events)
         ends = [self.scheduler.finish(member, "stop", now, text) for member, text in stopped]
-        late = [event for event in ends if event is not None]
-        self._assembler.apply(late)
+        self._apply_ends([*ends, *self._finish(endings, now)])
         if self.config.debug:
             self.scheduler.check()
-        self._tell(None, [*events, *late])
         return outputs
+
+    def _mask_oldest(self) -> None:
+        """The tokens before the oldest step in flight are known: hand over the masks that it waits for, if it does."""
+        if self._in_flight:
+            plan, pending = self._in_flight[0]
+            if plan.masked:
+                pending.mask(self._grammars.masks(plan))
+
+    def _release_compiled(self) -> list[RequestOutput]:
+        """Let requests go on whose grammars have been compiled; the outputs of those whose cannot be."""
+        ready, endings = self._grammars.ready()
+        for request_id in ready:
+            self.scheduler.release(request_id)
+        return self._apply_ends(self._finish(endings, time.monotonic()))
+
+    def _finish(self, endings: Sequence[Ending], now: float) -> Sequence[Event | None]:
+        return [self.scheduler.finish(e.request_id, e.reason, now, e.stop_reason) for e in endings]
 
     def _tell(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
         for listener in self.listeners:
@@ -226,9 +274,7 @@ class Engine:
             self._executor.wait()
         finally:  # a device that is lost cannot be waited for
             self._in_flight.clear()
-            events = self.scheduler.fail_all(time.monotonic())
-            self._assembler.apply(events)
-            self._tell(None, events)
+            self._apply_ends(self.scheduler.fail_all(time.monotonic()))
 
     def shutdown(self) -> None:
         """Abort what runs and let go of the thread. Safe to call twice."""
@@ -236,6 +282,7 @@ class Engine:
             self.abort_all()
         finally:
             gc.unfreeze()
+            self._grammars.stop()
             self._executor.stop()
 
 

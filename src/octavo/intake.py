@@ -105,6 +105,8 @@ class Intake:
         ]
 
     def _check_needs_text(self, params: SamplingParams) -> None:
+        if self._tokenizer is None and params.structured_outputs is not None:
+            raise RequestError("the model came without a tokenizer; structured_outputs need one: LLM(tokenizer=…)")
         if self._tokenizer is None and (params.stop or params.bad_words):
             raise RequestError("the model came without a tokenizer; use stop_token_ids in place of stop and bad_words")
 

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from octavo.errors import RequestError, reject_unknown
+from octavo.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 1000
 MAX_STOP_STRINGS = 64
@@ -41,6 +42,7 @@ class SamplingParams:
         prompt_logprobs: the same for each prompt token.
         detokenize: False leaves ``text`` empty.
         skip_special_tokens: leave special tokens out of the text.
+        structured_outputs: the form that the completion must have; a dictionary becomes a ``StructuredOutputs``.
     """
 
     n: int = 1
@@ -65,6 +67,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> SamplingParams:
         reject_unknown("SamplingParams", kwargs, (f.name for f in fields(cls)))
@@ -94,6 +97,7 @@ class SamplingParams:
             set_(self, name, _plain(getattr(self, name)))
         if self.top_k == -1:
             set_(self, "top_k", 0)
+        set_(self, "structured_outputs", _structured_outputs(self.structured_outputs))
 
     def _check_numbers(self) -> None:
         _number("temperature", self.temperature, 0, 100)
@@ -170,6 +174,16 @@ def _plain_dict(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise RequestError(f"{name}={value!r:.80}; accepted: a dictionary of token ids and numbers")
     return {_plain(token): _plain(number) for token, number in value.items()}
+
+
+def _structured_outputs(value: Any) -> StructuredOutputs | None:
+    if value is None or isinstance(value, StructuredOutputs):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return StructuredOutputs(**value)
+    raise RequestError(
+        f"structured_outputs={value!r:.80}; accepted: a StructuredOutputs, or a dictionary of its fields"
+    )
 
 
 def _number(name: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:

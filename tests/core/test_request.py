@@ -45,9 +45,7 @@ def test_num_remaining_counts_down_to_the_next_sample() -> None:
     assert request.num_remaining == 2
     request.num_computed, request.num_pending = 5, 1
     assert request.num_remaining == 1, "the pending token is an input of the next step"
-    request.needs_last_token = True
-    assert request.num_remaining == 0, "it must be known first"
-    request.needs_last_token, request.num_pending = False, 2
+    request.num_pending = 2
     assert request.num_remaining == 0, "no third token is wanted"
 
 

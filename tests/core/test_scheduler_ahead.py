@@ -9,6 +9,7 @@ from octavo.core.plan import Finished, PromptScored, Sampled, StepPlan, StepResu
 from octavo.core.scheduler import Scheduler
 from octavo.outputs import Logprob
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
 
 
 def must_plan(scheduler: Scheduler) -> StepPlan:
@@ -59,14 +60,46 @@ def test_no_step_is_planned_beyond_max_tokens() -> None:
     assert scheduler.apply(result_of(first)) == [Sampled("a", 7), Finished("a", "length")]
 
 
-def test_a_request_that_needs_its_last_token_waits_alone() -> None:
-    scheduler, first, second = two_in_flight(
-        make_request("grammar", 5, 3, needs_last_token=True), make_request("plain", 5, 3)
+def test_a_request_with_a_grammar_is_planned_ahead_and_its_row_waits_for_a_mask_where_it_samples() -> None:
+    form = SamplingParams(structured_outputs=StructuredOutputs(choice=["a"]))
+    _, first, second = two_in_flight(
+        make_request("grammar", 5, 3, params=form),
+        make_request("plain", 5, 3),
+        make_request("long", 60, 3, params=form),
     )
-    assert len(first.rows) == 2
-    assert [row.slot for row in second.rows] == [first.entering[1].slot]
-    scheduler.apply(result_of(first))
-    assert len(must_plan(scheduler).rows) == 2
+    slots = {new.request_id: new.slot for new in first.entering}
+    assert first.masked == ((slots["grammar"], "grammar"),)
+    assert second.masked == ((slots["grammar"], "grammar"), (slots["long"], "long"))
+    assert len(second.rows) == 3
+
+
+def test_a_held_request_lets_others_pass_and_takes_its_place_when_it_is_released() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    scheduler.add(make_request("held", 5, held="compiling"))
+    assert scheduler.plan() is None
+    assert scheduler.has_work()
+    for name in ("a", "b", "c"):
+        scheduler.add(make_request(name, 5, 1 if name == "a" else 4))
+    plan, _ = advance(scheduler)
+    assert [new.request_id for new in plan.entering] == ["a", "b"]
+    assert scheduler.stats().waiting == 2
+    scheduler.release("held")
+    scheduler.check()
+    plan, _ = advance(scheduler)
+    assert [new.request_id for new in plan.entering] == ["held"], "it came before c"
+    assert scheduler.requests["held"].metrics.waited_for == "compiling"
+
+
+def test_a_held_request_can_be_ended() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("held", 5, held="compiling"))
+    assert scheduler.finish("held", "abort") == Finished("held", "abort")
+    scheduler.release("held")
+    scheduler.check()
+    assert not scheduler.has_work()
+    scheduler.add(make_request("held", 5, held="compiling"))
+    assert scheduler.fail_all() == [Finished("held", "error")]
+    scheduler.check()
 
 
 def test_blocks_and_slot_stay_in_limbo_until_the_last_step_is_back() -> None:
@@ -196,7 +229,7 @@ def test_a_result_with_too_few_tokens_is_noticed() -> None:
 
 def test_the_checksum_is_of_the_rows_of_the_step() -> None:
     scheduler = make_scheduler(max_in_flight=2, debug=True)
-    scheduler.add(make_request("idle", 5, 3, needs_last_token=True))
+    scheduler.add(make_request("idle", 5, 1))
     scheduler.add(make_request("a", 6, 3))
     first, second = must_plan(scheduler), must_plan(scheduler)
     tables = {row.slot: row.new_blocks for row in first.rows}

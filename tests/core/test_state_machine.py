@@ -33,7 +33,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         params=st.sampled_from(PARAMS),
         salt=st.sampled_from([b"", b"", b"s"]),
         priority=st.integers(0, 2),
-        needs_last_token=st.booleans(),
+        held=st.sampled_from(["", "", "compiling"]),
     )
     def add(
         self,
@@ -42,12 +42,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         params: SamplingParams,
         salt: bytes,
         priority: int,
-        needs_last_token: bool,
+        held: str,
     ) -> None:
         limit = self.world.scheduler.token_limit
         prompt = prompt[: limit - 1]
         max_tokens = min(max_tokens, limit - len(prompt))
-        self.world.add(prompt, max_tokens, params, salt=salt, priority=priority, needs_last_token=needs_last_token)
+        self.world.add(prompt, max_tokens, params, salt=salt, priority=priority, held=held)
+
+    @precondition(lambda self: self.world.held())
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.world.release(data.draw(st.sampled_from(sorted(self.world.held()))))
 
     @rule()
     def plan(self) -> None:

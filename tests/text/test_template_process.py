@@ -1,19 +1,12 @@
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 
 import pytest
 
 from octavo.errors import RequestError
-from octavo.text.template_process import (
-    MAX_TEMPLATE_CHARACTERS,
-    TemplateProcess,
-    _shared_process,
-    render_template,
-)
+from octavo.text.template_process import MAX_TEMPLATE_CHARACTERS, render_template
 from octavo.text.template_worker import CPU_SECONDS
 
 DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
@@ -64,28 +57,6 @@ def test_templates_without_end_are_stopped(template: str) -> None:
     assert render_template("{{ 1 + 1 }}", {}) == "2"
 
 
-def test_a_child_that_was_killed_is_replaced() -> None:
-    process = TemplateProcess()
-    request = b'{"template": "{{ x }}", "variables": {"x": "y"}}'
-    assert process.ask(request) == {"text": "y"}
-    assert process._process is not None
-    os.kill(process._process.pid, signal.SIGKILL)
-    process._process.wait()
-    assert process.ask(request) == {"text": "y"}
-    process.close()
-    assert process.ask(request) == {"text": "y"}
-    process.close()
-
-
-def test_closing_ends_the_child() -> None:
-    process = TemplateProcess()
-    process.ask(b'{"template": "", "variables": {}}')
-    child = process._process
-    process.close()
-    assert child is not None
-    assert child.returncode == 0
-
-
 def test_threads_share_the_child() -> None:
     results: list[str] = []
     threads = [
@@ -96,7 +67,6 @@ def test_threads_share_the_child() -> None:
     for thread in threads:
         thread.join()
     assert sorted(results, key=int) == [str(n) for n in range(20)]
-    assert _shared_process(os.getpid()) is _shared_process(os.getpid())
 
 
 def test_any_text_passes_unharmed() -> None:

@@ -28,6 +28,7 @@ class Draft:
         self.rows: list[RowStep] = []
         self.requests: list[Request] = []
         self.entering: list[NewRow] = []
+        self.masked: list[tuple[int, str]] = []
         self.events: list[Event] = list(untold)
 
     def enter(self, request: Request) -> None:
@@ -49,7 +50,8 @@ class Draft:
 
     def freeze(self, *, with_checksum: bool) -> StepPlan:
         checksum = self._checksum() if with_checksum else None
-        return StepPlan(self.step, tuple(self.rows), tuple(self.entering), tuple(self.events), checksum)
+        rows, entering, events = tuple(self.rows), tuple(self.entering), tuple(self.events)
+        return StepPlan(self.step, rows, entering, events, tuple(self.masked), checksum)
 
     def _checksum(self) -> int:
         return table_checksum(sorted((r.slot, r.num_computed, r.blocks) for r in self.requests))

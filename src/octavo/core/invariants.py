@@ -34,10 +34,11 @@ def _check_slots(scheduler: Scheduler) -> None:
 
 
 def _check_membership(scheduler: Scheduler) -> None:
-    """Each request that exists runs or waits, once; and each of those exists."""
+    """Each request that exists runs, waits or is held, once; and each of those exists."""
     running, waiting = scheduler.running, list(scheduler.waiting)
+    held = [r for r in scheduler.requests.values() if r.held]
     assert len(waiting) == len(scheduler.waiting), f"{len(waiting)} requests wait, {len(scheduler.waiting)} are counted"
-    ids = sorted(r.id for r in [*running, *waiting])
+    ids = sorted(r.id for r in [*running, *waiting, *held])
     assert ids == sorted(scheduler.requests), f"a request is lost or doubled: {ids}"
     assert all(r.status is Status.RUNNING for r in running), "one who does not run is in the running list"
     assert not any(r.blocks or r.num_computed or r.slot >= 0 for r in waiting), "one who waits holds something"

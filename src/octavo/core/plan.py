@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from octavo.outputs import Logprobs
 from octavo.sampling_params import SamplingParams
+
+TokenMasks = Mapping[int, bytes]
+"""Slot -> which tokens may be sampled for it: bit i % 8 of byte i // 8 is token i; whole 32-bit words.
+
+They follow a plan, because they depend on the tokens of the step before: the model computes meanwhile, and only the
+sampling of these rows waits. A row that is ``masked`` but has no mask belongs to a request that has ended meanwhile.
+"""
 
 
 class NewRow(msgspec.Struct, frozen=True):
@@ -119,7 +126,8 @@ Event = Admitted | Waits | Preempted | Sampled | PromptScored | Embedded | Finis
 class StepPlan(msgspec.Struct, frozen=True):
     """One step: which rows compute which tokens, and why the others do not.
 
-    ``entering`` rows are installed before ``rows`` are run. ``checksum`` is of the block tables of ``rows``,
+    ``entering`` rows are installed before ``rows`` are run. ``masked`` are slot and request of each row that samples
+    what a grammar allows: see `TokenMasks`. ``checksum`` is of the block tables of ``rows``,
     in the order of their slots (see `table_checksum`), or None outside debug mode. Rows that are idle in this
     step are left out, as the device cannot tell them from those that have left.
     """
@@ -128,6 +136,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     rows: tuple[RowStep, ...]
     entering: tuple[NewRow, ...] = ()
     events: tuple[Event, ...] = ()
+    masked: tuple[tuple[int, str], ...] = ()
     checksum: int | None = None
 
     @property

@@ -40,8 +40,7 @@ class Request:
         max_tokens: output tokens at most, after the model's length was taken into account.
         eos_token_ids: end tokens; empty with ``ignore_eos``.
         bad_words: token sequences that may not be produced.
-        needs_last_token: it cannot be planned ahead: its next step depends on the value of its last token (a
-            grammar).
+        held: why it may not run yet, whatever is free; an empty string for nearly all.
         block_hashes: of its full blocks of known tokens, as far as they were needed.
         num_registered: how many of its blocks the pool was told the hash of.
         last_step: the last step that it takes part in, or -1.
@@ -56,7 +55,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     salt: bytes = b""
-    needs_last_token: bool = False
+    held: str = ""
     num_prompt_tokens: int = -1
     sequence: int = 0
     status: Status = Status.WAITING
@@ -86,7 +85,7 @@ class Request:
     def num_remaining(self) -> int:
         """Tokens to compute before the next one can be sampled; 0 if none is wanted or can be planned."""
         num_tokens = len(self.tokens) + self.num_pending
-        if num_tokens - self.num_prompt_tokens >= self.max_tokens or (self.num_pending and self.needs_last_token):
+        if num_tokens - self.num_prompt_tokens >= self.max_tokens:
             return 0
         return num_tokens - self.num_computed
 

@@ -12,7 +12,8 @@ Steps are planned ahead: while step n runs, step n + 1 is planned, from counts a
 - a block is registered in the prefix cache only when its tokens have arrived;
 - slots and blocks of a request that leaves are freed when the last step that it takes part in has come back
   (until then they are in limbo);
-- a request that needs the value of its last token (a grammar) is not planned ahead; it alone waits.
+- a grammar's mask needs the value of the last token: it follows the plan (`TokenMasks`), and only the sampling of
+  the row waits for it.
 
 A block may be registered as soon as a planned step writes it, because steps run in the order of their
 planning, and within a step each layer writes all keys and values before it reads any.
@@ -58,7 +59,7 @@ class Scheduler:
     """Decides; does nothing. At most ``max_in_flight`` plans wait for being applied, in their order.
 
     Attributes:
-        requests: all that are not finished, by id; each is either in ``running`` or in ``waiting``.
+        requests: all that are not finished, by id; each is in ``running``, in ``waiting``, or held.
         running: those that have a slot, in the policy's order.
     """
 
@@ -103,7 +104,7 @@ class Scheduler:
     # ---------------------------------------------------------------- requests
 
     def add(self, request: Request, now: float = 0.0) -> None:
-        """Put a new request into the waiting queue.
+        """Put a new request into the waiting queue; one that is ``held`` only once it is released.
 
         Raises:
             RequestError: it could never run to its end; the message says what would fit.
@@ -115,7 +116,20 @@ class Scheduler:
         self._next_sequence += 1
         request.metrics.arrival_time = now
         self.requests[request.id] = request
-        self.waiting.push(request)
+        if request.held:
+            request.metrics.waited_for = request.held
+        else:
+            self.waiting.push(request)
+
+    def release(self, request_id: str) -> None:
+        """Let a request that was held take its place in the queue, as if it had waited there; others may have gone on.
+
+        Nothing happens if it is over.
+        """
+        request = self.requests.get(request_id)
+        if request is not None and request.held:
+            request.held = ""
+            self.waiting.push(request)
 
     def finish(
         self, request_id: str, reason: str, now: float = 0.0, stop_reason: str | int | None = None
@@ -139,7 +153,8 @@ class Scheduler:
 
     def stats(self) -> Stats:
         pool = self.pool
-        return Stats(len(self.running), len(self.waiting), pool.num_free, pool.num_cached, pool.num_blocks)
+        waiting = len(self.requests) - len(self.running)
+        return Stats(len(self.running), waiting, pool.num_free, pool.num_cached, pool.num_blocks)
 
     def check(self) -> None:
         """Raise ``AssertionError`` if any invariant is broken. Costs O(blocks): for tests and debug mode."""
@@ -256,11 +271,13 @@ class Scheduler:
         samples = start + count == len(request.tokens) + request.num_pending
         request.num_pending += samples
         draft.rows.append(RowStep(request.slot, start, count, new_blocks, samples))
+        if samples and request.params.structured_outputs is not None:
+            draft.masked.append((request.slot, request.id))
         draft.requests.append(request)
 
     def _check_for_deadlock(self, draft: Draft) -> None:
         """Nothing to do with nothing in flight would mean to wait for ever: that must not happen."""
-        if self.requests and not self.in_flight:
+        if (self.running or self.waiting) and not self.in_flight:
             raise AssertionError(f"no request can go on: {self.stats()}, {draft.events}")
 
     # ---------------------------------------------------------------- apply
@@ -315,7 +332,7 @@ class Scheduler:
         if not waits:
             self.batch.leave(request)
         request.status = Status.FINISHED
-        if waits:
+        if waits and not request.held:
             self.waiting.discard()
         request.metrics.finished_time = now
         del self.requests[request.id]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
+from octavo.core.plan import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.execution.current import current
 from octavo.execution.device_state import DeviceState
 from octavo.execution.fetch import Fetch
@@ -24,27 +25,31 @@ from octavo.kernels.ops import Ops
 from octavo.kernels.transfer import to_device
 from octavo.models.decoder import DecoderModel
 
+Later = Callable[[TokenMasks], Fetch]
+"""Samples a step whose masks have come."""
+
 
 class PendingStep:
     """A step on its way. It may be asked for its result long after the next ones were launched."""
 
     def __init__(
-        self,
-        step: int,
-        rows: Sequence[RowStep],
-        sampled: Fetch | None,
-        scores: Scores,
-        vectors: Vectors | None = None,
+        self, plan: StepPlan, sampled: Fetch | Later | None, scores: Scores, vectors: Vectors | None = None
     ) -> None:
-        self._step, self._rows, self._sampled, self._scores = step, rows, sampled, scores
+        """Without ``sampled`` no row samples."""
+        self._plan, self._sampled, self._scores = plan, sampled, scores
         self._vectors = vectors or {}
+
+    def mask(self, masks: TokenMasks) -> None:
+        """Launch the sampling, which waited for these. Must come before the launch of the next step but one."""
+        assert callable(self._sampled), "the step does not wait for masks"
+        self._sampled = self._sampled(masks)
 
     def result(self) -> StepResult:
         """Wait for the step, and for no later one."""
         if self._sampled is None:
-            return StepResult(self._step, (), prompt_logprobs=self._scores)
-        result = step_result(self._step, self._rows, self._sampled.wait(), self._scores)
-        return with_vectors(result, self._vectors)
+            return StepResult(self._plan.step, (), prompt_logprobs=self._scores)
+        assert isinstance(self._sampled, Fetch), "the step still waits for masks"
+        return with_vectors(step_result(self._plan, self._sampled.wait(), self._scores), self._vectors)
 
 
 class DeviceRunner:
@@ -100,7 +105,7 @@ class DeviceRunner:
         graph = self._graph(plan, rows)
         if graph is None:
             return self._run(plan, rows)
-        return PendingStep(plan.step, plan.rows, self._replay(rows, graph), {})
+        return PendingStep(plan, self._replay(plan, rows, graph), {})
 
     def _graph(self, plan: StepPlan, rows: Rows) -> StepGraph | None:
         """What computes this step, if a graph does."""
@@ -114,9 +119,9 @@ class DeviceRunner:
             return None
         return self._graphs.mixed(tokens, len(plan.rows))
 
-    def _replay(self, rows: Rows, graph: StepGraph) -> Fetch | None:
+    def _replay(self, plan: StepPlan, rows: Rows, graph: StepGraph) -> Fetch | Later | None:
         slots = rows.slots[rows.samples]
-        edits, filters = self._sampler.needs_edits(slots), self._sampler.needs_filters(slots)
+        edits, filters = self._needs_edits(plan, slots), self._sampler.needs_filters(slots)
         words = self._staging.take(graph.shape.num_words)
         inputs = StepInput.view(words.numpy(), graph.shape)
         if rows.decode:
@@ -129,7 +134,10 @@ class DeviceRunner:
         graph.replay()
         if not len(slots):
             return None
-        return self._sampled(rows, graph, edits, filters)
+        return self._sampled(plan, rows, graph, edits, filters)
+
+    def _needs_edits(self, plan: StepPlan, slots: np.ndarray) -> bool:
+        return bool(plan.masked) or self._sampler.needs_edits(slots)
 
     def _fill_params(self, rows: Rows, out: np.ndarray, *, known: bool) -> None:
         """Parameters of the rows that sample; of the others, and of all if they are not ``known`` yet, zeros."""
@@ -142,13 +150,13 @@ class DeviceRunner:
             self._sampler.fast_params(rows.slots[rows.samples], params)
             out[rows.samples] = params
 
-    def _sampled(self, rows: Rows, graph: StepGraph, edits: bool, filters: bool) -> Fetch:
+    def _sampled(self, plan: StepPlan, rows: Rows, graph: StepGraph, edits: bool, filters: bool) -> Fetch | Later:
         """The tokens that the graph, or whoever takes its logits, sampled."""
         logits, tokens = graph.logits[: len(rows.slots)], graph.tokens[: len(rows.slots)]
         if edits:
             if not rows.samples.all():
                 logits = logits.index_select(0, to_device(np.flatnonzero(rows.samples), logits.device))
-            return self._sample_edited(logits, rows.slots[rows.samples])
+            return self._sample_edited(plan, logits, rows.slots[rows.samples])
         if filters:
             own = StepInput.view(graph.words, graph.shape)
             tokens = self.state.sample(self._ops, logits, own, filters=True)
@@ -157,7 +165,7 @@ class DeviceRunner:
     def _run(self, plan: StepPlan, rows: Rows) -> PendingStep:
         """A step of any kind, kernel by kernel."""
         slots = rows.slots[rows.samples]
-        edits, filters = self._sampler.needs_edits(slots), self._sampler.needs_filters(slots)
+        edits, filters = self._needs_edits(plan, slots), self._sampler.needs_filters(slots)
         shape = Shape(int(rows.counts.sum()), len(plan.rows), len(slots))
         words = self._staging.take(shape.num_words)
         host = StepInput.view(words.numpy(), shape)
@@ -172,17 +180,29 @@ class DeviceRunner:
         hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         if not len(slots):
-            return PendingStep(plan.step, plan.rows, None, scores)
+            return PendingStep(plan, None, scores)
         vectors = pool(plan.rows, self._entered, hidden)
         logits = self.model.raw_logits(hidden.index_select(0, inputs.logit_indices))
         if edits:
-            return PendingStep(plan.step, plan.rows, self._sample_edited(logits, slots), scores, vectors)
+            return PendingStep(plan, self._sample_edited(plan, logits, slots), scores, vectors)
         tokens = self.state.sample(self._ops, logits, inputs, filters=filters)
-        return PendingStep(plan.step, plan.rows, Fetch.tokens(tokens), scores, vectors)
+        return PendingStep(plan, Fetch.tokens(tokens), scores, vectors)
 
-    def _sample_edited(self, logits: Tensor, slots: np.ndarray) -> Fetch:
-        """Rows with penalties, biases, log-probabilities: the sampler's long way."""
-        sampled: SampledTokens = self._sampler.sample(logits.to(torch.float32, copy=True), torch.from_numpy(slots))
+    def _sample_edited(self, plan: StepPlan, logits: Tensor, slots: np.ndarray) -> Fetch | Later:
+        """Rows with penalties, biases, log-probabilities: the sampler's long way; later if masks are to come."""
+        if plan.masked:
+            return partial(self._sample_masked, logits, slots)
+        return self._sample(logits, slots, None)
+
+    @torch.inference_mode()
+    def _sample_masked(self, logits: Tensor, slots: np.ndarray, masks: TokenMasks) -> Fetch:
+        """It is called when the step was launched long ago."""
+        with current(self.state.device):
+            return self._sample(logits, slots, masks)
+
+    def _sample(self, logits: Tensor, slots: np.ndarray, masks: TokenMasks | None) -> Fetch:
+        raw = logits.to(torch.float32, copy=True)
+        sampled: SampledTokens = self._sampler.sample(raw, torch.from_numpy(slots), masks)
         tokens = sampled.token_ids.to(torch.int32)
         self.state.last_tokens.index_copy_(0, to_device(slots, logits.device), tokens)
         return Fetch.of(sampled)

@@ -54,7 +54,10 @@ def precompile(
         for rows in {1, seqs}:
             scratch_step.sample(model, ops, rows)
         logits = torch.zeros(1, model.config.vocab_size, device=device)
-        ops.gather_logprobs(logits, torch.zeros(1, dtype=torch.int64, device=device), 1)
+        first = torch.zeros(1, dtype=torch.int64, device=device)
+        ops.gather_logprobs(logits, first, 1)
+        words = torch.zeros(1, -(-model.config.vocab_size // 32), dtype=torch.int32, device=device)
+        ops.apply_token_bitmask(logits, first, words)
 
 
 def shallow(model: DecoderModel) -> DecoderModel:

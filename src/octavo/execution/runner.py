@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult
+from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult, TokenMasks
 from octavo.execution.batch import BatchState
 from octavo.execution.kv_cache import clear_unfilled
 from octavo.execution.pooling import pool, with_vectors
@@ -33,8 +33,11 @@ class Runner:
         self._entered: dict[int, NewRow] = {}
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Run ``plan``; afterwards the sampled tokens are part of the state."""
+    def run(self, plan: StepPlan, masks: Callable[[], TokenMasks]) -> StepResult:
+        """Run ``plan``; afterwards the sampled tokens are part of the state.
+
+        ``masks`` waits for the masks of the plan's masked rows; it is called when the model has run.
+        """
         self.state.update(plan)
         for row in plan.entering:
             self._entered[row.slot] = row
@@ -48,12 +51,13 @@ class Runner:
         sampling = [row for row in plan.rows if row.samples]
         if not sampling:
             return StepResult(plan.step, (), prompt_logprobs=scores)
-        sampled = self._sample(sampling, hidden[batch.logit_indices])
-        result = step_result(plan.step, plan.rows, sampled, scores)
+        logits = self.model.logits(hidden[batch.logit_indices])
+        sampled = self._sample(sampling, logits, masks() if plan.masked else None)
+        result = step_result(plan, sampled, scores)
         return with_vectors(result, pool(plan.rows, self._entered, hidden))
 
-    def _sample(self, rows: Sequence[RowStep], hidden: Tensor) -> HostSample:
-        """Choose the next token of each of ``rows``, whose last hidden states are ``hidden [S, H]``."""
-        sampled = self._sampler.sample(self.model.logits(hidden), torch.tensor([row.slot for row in rows])).to_host()
+    def _sample(self, rows: Sequence[RowStep], logits: Tensor, masks: TokenMasks | None) -> HostSample:
+        """Choose the next token of each of ``rows`` from ``logits [S, V]``."""
+        sampled = self._sampler.sample(logits, torch.tensor([row.slot for row in rows]), masks).to_host()
         self.state.append(rows, sampled.token_ids)
         return sampled

@@ -6,7 +6,7 @@ The order of work, which is vLLM's:
 step  what                                      acts on
 ====  ========================================  ==========================================================
 0     log-probabilities                         the raw logits, before anything below
-1     allowed_token_ids                         all other tokens become -inf
+1     a grammar's mask, allowed_token_ids       all other tokens become -inf
 2     bad_words                                 the last token of a word whose beginning ends the output
 3     min_tokens                                EOS and stop tokens, while the output is too short
 4     logit_bias                                added
@@ -17,6 +17,8 @@ step  what                                      acts on
 9     top_k, top_p                              of the tokens that are left
 10    draw                                      with random numbers made of (seed, output length)
 ====  ========================================  ==========================================================
+
+What steps 1 to 3 ban stays banned: nothing below raises a logit of -inf. A row with nothing left has no token.
 
 Steps 6 to 10 are `Ops.sample`. A step in which no row wants any of the others needs nothing else: its parameters
 come from ``fast_params``, and a graph may hold the rest.
@@ -36,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.core.plan import NewRow
+from octavo.core.plan import NewRow, TokenMasks
 from octavo.errors import ModelError
 from octavo.execution.logit_edits import ALWAYS, LogitEdits
 from octavo.execution.logprobs import TokenLogprobs, raw_rows, to_host
@@ -192,8 +194,10 @@ class Sampler:
         self._words.take(slots, 0, out, "clip")
         self._positions[slots] += 1
 
-    def sample(self, logits: Tensor, slots: Tensor) -> SampledTokens:
+    def sample(self, logits: Tensor, slots: Tensor, masks: TokenMasks | None = None) -> SampledTokens:
         """Choose the next token of each row, and take it over into the slots' state.
+
+        ``masks`` are those of the slots that have one.
 
         ``logits`` float32 [S, V] on the sampler's device is used up: its contents change. ``slots`` int64 [S]
         names the slot of each row, none twice. It belongs on the host, where it comes from; elsewhere it is
@@ -204,6 +208,8 @@ class Sampler:
         extras = self._extras[where]
         asked = np.flatnonzero(extras["logprobs"] >= 0)
         raw = raw_rows(logits, asked) if len(asked) else None
+        if masks:
+            self._mask(logits, slot_list, masks)
         self._edits.apply(logits, slot_list, self._positions[where])
         self._penalise(logits, slot_list, extras)
         token_ids, bad = self._choose(logits, where)
@@ -213,6 +219,12 @@ class Sampler:
         widths = extras["logprobs"][asked].tolist()
         logprobs = self._ops.gather_logprobs(raw, token_ids[self._to_device(asked)], max(widths))
         return SampledTokens(token_ids, bad, logprobs, asked.tolist(), widths)
+
+    def _mask(self, logits: Tensor, slots: list[int], masks: TokenMasks) -> None:
+        rows = [row for row, slot in enumerate(slots) if slot in masks]
+        if rows:
+            words = np.stack([np.frombuffer(masks[slots[row]], np.int32) for row in rows])
+            self._ops.apply_token_bitmask(logits, self._to_device(np.asarray(rows)), self._to_device(words))
 
     def _penalise(self, logits: Tensor, slots: list[int], extras: np.ndarray) -> None:
         rows = [row for row, slot in enumerate(slots) if slot in self._counts]

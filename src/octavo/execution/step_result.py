@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from octavo.core.plan import RowStep, StepResult
+from octavo.core.plan import StepPlan, StepResult
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.sampler import HostSample
 from octavo.outputs import Logprob, Logprobs
 
 NO_TOKEN = "the logits have no finite maximum: the model overflowed, or the request's options ban every token"
+NO_ALLOWED_TOKEN = (
+    "no token is left: the request's other options (min_tokens, allowed_token_ids, bad_words) ban all that its grammar "
+    "allows, or the model overflowed"
+)
 
 
-def step_result(
-    step: int,
-    rows: Sequence[RowStep],
-    sampled: HostSample,
-    scores: dict[int, tuple[int, tuple[Logprobs, ...]]],
-) -> StepResult:
-    """The result of ``step`` with these ``rows``, those of ``sampled`` being the ones that sample."""
+def step_result(plan: StepPlan, sampled: HostSample, scores: dict[int, tuple[int, tuple[Logprobs, ...]]]) -> StepResult:
+    """The result of ``plan``; ``sampled`` are those of its rows that sample."""
     asked = any(entry is not None for entry in sampled.logprobs)
     errors = {}
     if sampled.bad.any():
-        sampling = [row for row in rows if row.samples]
-        errors = {row.slot: NO_TOKEN for row, bad in zip(sampling, sampled.bad, strict=True) if bad}
+        sampling, masked = [row.slot for row in plan.rows if row.samples], dict(plan.masked)
+        bad = [slot for slot, bad in zip(sampling, sampled.bad, strict=True) if bad]
+        errors = {slot: NO_ALLOWED_TOKEN if slot in masked else NO_TOKEN for slot in bad}
     logprobs = tuple(entry and as_output(entry) for entry in sampled.logprobs) if asked else ()
-    return StepResult(step, tuple(sampled.token_ids.tolist()), logprobs, scores, errors)
+    return StepResult(plan.step, tuple(sampled.token_ids.tolist()), logprobs, scores, errors)
 
 
 def as_output(entry: TokenLogprobs) -> Logprobs:

@@ -253,6 +253,16 @@ class Ops(ABC):
         """
 
     @abstractmethod
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        """Set the logits of tokens that a row may not get to -inf, in place.
+
+        Args:
+            logits: ``[S, V]`` float32, rows contiguous.
+            rows: ``[R]`` int64: which rows of it, none twice.
+            bitmask: ``[R, ceil(V / 32)]`` int32: bit i % 32 of word i // 32 says whether the row may get token i.
+        """
+
+    @abstractmethod
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         """Log-softmax of ``logits [N, V]`` float32 at ``token_ids [N]`` int64 and at the ``k`` likeliest tokens.
 

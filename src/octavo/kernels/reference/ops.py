@@ -95,5 +95,8 @@ class ReferenceOps(Ops):
     ) -> Sampled:
         return sample_rows(logits, params, last)
 
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        sampling.apply_token_bitmask(logits, rows, bitmask)
+
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         return sampling.gather_logprobs(logits, token_ids, k)

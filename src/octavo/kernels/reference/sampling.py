@@ -11,6 +11,7 @@ Ties everywhere go to the lower token id. Functions that edit logits do so in pl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -200,6 +201,20 @@ def gather_logprobs(logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
     rank = (logits > chosen).sum(dim=1) + 1
     top, top_ids = top_tokens(logits, k)
     return Logprobs((chosen - normaliser)[:, 0], rank, top_ids, top - normaliser)
+
+
+def apply_token_bitmask(logits: Tensor, rows: Tensor, bitmask: Tensor) -> Tensor:
+    """Set logits float32 [S, V] of the rows ``rows`` int64 [R] to -inf where their bits, int32 [R, words], are 0."""
+    allowed = _bits_of_bytes(logits.device)[bitmask.view(torch.uint8).long()].flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill_(~allowed, -torch.inf)
+    return logits
+
+
+@lru_cache
+def _bits_of_bytes(device: torch.device) -> Tensor:
+    """The bits of each byte, the lowest first: bool [256, 8]."""
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
+    return (bits & 1).bool()
 
 
 def keep_only(logits: Tensor, rows: Tensor, ids: Tensor) -> Tensor:

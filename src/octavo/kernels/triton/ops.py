@@ -27,6 +27,7 @@ from octavo.kernels.triton import (
     routing,
     sampling,
     small_matmul,
+    token_bitmask,
 )
 from octavo.kernels.triton.attention import PagedAttention
 from octavo.kernels.triton.attention_plan import Scores, TritonPlan
@@ -184,6 +185,9 @@ class TritonOps(ReferenceOps):
         self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
     ) -> Sampled:
         return sampling.sample(logits, params, last, filters)
+
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        token_bitmask.apply_token_bitmask(logits, rows, bitmask)
 
     def gather_logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> Logprobs:
         return logprobs.gather_logprobs(logits, token_ids, k)

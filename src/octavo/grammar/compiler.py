@@ -1,0 +1,52 @@
+"""Compiles grammars beside the engine's loop, and keeps those that were used last."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from llguidance import LLMatcher
+
+from octavo.errors import RequestError
+from octavo.grammar.checked import checked_grammar
+from octavo.grammar.source import explain, parser_limits
+from octavo.grammar.vocabulary import Vocabulary
+from octavo.structured_outputs import StructuredOutputs
+
+MOST_GRAMMARS = 64
+"""Kept at once. Each has a lexer of up to some ten megabytes, which its requests share and warm up for each other."""
+
+
+class Compiler:
+    """Grammars by what they say. Its own threads compile; ``compile`` may be called from one thread only."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-grammar")
+        self._known: OrderedDict[Hashable, Future[LLMatcher]] = OrderedDict()
+
+    def compile(self, form: StructuredOutputs) -> Future[LLMatcher]:
+        """A matcher at the grammar's beginning, to copy, once it is compiled; or a ``RequestError``."""
+        future = self._known.get(form.key)
+        if future is None or (future.done() and future.exception() is not None):  # it may have been the machine's fault
+            future = self._known[form.key] = self._pool.submit(self._compile, form)
+        self._known.move_to_end(form.key)
+        if len(self._known) > MOST_GRAMMARS:
+            self._known.popitem(last=False)
+        return future
+
+    def _compile(self, form: StructuredOutputs) -> LLMatcher:
+        grammar = checked_grammar(form, self._vocabulary.specials)
+        matcher = LLMatcher(self._vocabulary.library, grammar, log_level=0, limits=parser_limits())
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # so that the first request finds the lexer warm
+        if matcher.is_error():
+            raise RequestError(
+                f"the {form.kind} of structured_outputs cannot be used with this model: {explain(matcher.get_error())}"
+            )
+        return matcher
+
+    def stop(self) -> None:
+        """Let go of the threads; what has not begun is cancelled. Safe to call twice."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
