@@ -9,6 +9,7 @@ import pytest
 
 from helpers_cli import make_chat_model
 from helpers_output import calls_of
+from helpers_smollm2 import smollm2_path
 from octavo import LLM, SamplingParams
 from octavo.structured_outputs import StructuredOutputs
 from octavo.text.output.calls import Function
@@ -55,3 +56,21 @@ def test_a_random_model_calls(llm: LLM, tools: str) -> None:
         assert jsonschema_rs.is_valid(schemas[name], arguments)
         names.add(name)
     assert names == set(schemas)
+
+
+@pytest.mark.model
+def test_smollm2_is_asked_in_words_and_calls_as_it_must() -> None:
+    city = {"type": "string", "enum": ["Oslo", "Paris", "Rome", "Vienna"]}
+    weather = Function("weather", {"type": "object", "properties": {"city": city}, "required": ["city"]})
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": weather.parameters}}]
+    with LLM(str(smollm2_path()), max_model_len=512, kv_cache_memory=64 << 20) as llm:
+        format = output_format(llm.tokenizer.chat_template)
+        assert format.tools is not None
+        assert format.tools.name == "json"
+        use = ToolUse((weather,), required=True, parallel=False)
+        grammar = call_grammar(format, use, special_markers(format, llm.tokenizer))
+        params = SamplingParams(temperature=0, max_tokens=60, structured_outputs=StructuredOutputs(grammar=grammar))
+        question = {"role": "user", "content": "How is the weather in Vienna?"}
+        (done,) = llm.chat([question], params, tools=tools, use_tqdm=False)
+    pieces = read_whole(OutputRouter(format, (weather,)), done.outputs[0].text)
+    assert calls_of(pieces) == [("weather", {"city": "Vienna"})]
