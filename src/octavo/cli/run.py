@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from octavo.cli.form import form_options, split_form
 from octavo.cli.interrupt import interrupts_between_steps
 from octavo.cli.options import engine_options, load, read_text_file, split_engine_options
 from octavo.errors import OctavoError, RequestError, UsageError
@@ -38,6 +39,7 @@ DEFAULT_MAX_TOKENS = 512
 @click.option("--raw", is_flag=True, help="Complete the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="A system message for the chat template.")
 @click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
+@form_options
 @engine_options
 def run(
     model: str, prompt: str | None, raw: bool, system: str | None, chat_template: str | None, **options: Any
@@ -48,9 +50,12 @@ def run(
     given = split_engine_options(options)
     if chat_template is not None:
         given["chat_template"] = read_text_file("the chat template", chat_template)
+    form = split_form(options)
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
     if "stop" in chosen:
         chosen["stop"] = list(chosen["stop"])
+    if form is not None:
+        chosen["structured_outputs"] = form
     SamplingParams(**chosen)  # so that a mistake is told before the model is loaded
     if sys.stdin is None and prompt in (None, "-"):
         raise UsageError("standard input is closed; give the prompt as an argument")
@@ -99,7 +104,7 @@ class _Talk:
         finally:
             click.echo()
         if output.outputs[0].finish_reason == "error":
-            raise OctavoError(f"the model failed: {output.outputs[0].stop_reason}")
+            raise OctavoError(f"the answer failed: {output.outputs[0].stop_reason}")
         click.secho(_figures(output), err=True, dim=True)
         return text
 
