@@ -215,3 +215,17 @@ def test_arguments_are_an_object_of_what_is_listed_unless_the_schema_has_more(
     assert matcher.validate_tokens([*b"["]) == may_be_list
     assert matcher.consume_tokens([*b'{"'])
     assert matcher.validate_tokens([*b'b": 1']) == (5 if is_open else 0)
+
+
+@pytest.mark.parametrize("name", [format.name for format in TOOLS])
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": ["a"]}, {"properties": None, "required": 5}, {"properties": {"a": 5}, "required": "a"}, False],
+)
+def test_malformed_schemas_are_the_compilers_to_refuse(name: str, schema: Any) -> None:
+    use = ToolUse((Function("f", schema),), required=True)
+    grammar = call_grammar(OutputFormat(tools=tool_format(name)), use, {})
+    assert grammar is not None
+    assert "f" in grammar
+    spelled = SPELLINGS[name][0]([("f", {"a": 1})])
+    assert read(spelled, OutputFormat(tools=tool_format(name)), use.functions)

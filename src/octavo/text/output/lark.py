@@ -40,9 +40,9 @@ def speller(special: Mapping[str, int]) -> Speller:
     return spell
 
 
-def json_value(schema: Any, root: Mapping[str, Any] | None = None) -> str:
+def json_value(schema: Any, root: Any = None) -> str:
     """The part that is a JSON value of a schema, which may refer to definitions of the schema ``root``."""
-    shared = {name: root[name] for name in _DEFINITIONS if name in root} if root else {}
+    shared = {name: root[name] for name in _DEFINITIONS if name in root} if isinstance(root, Mapping) else {}
     if isinstance(schema, Mapping):
         schema = {**shared, **schema, "x-guidance": _STYLE}
     elif schema is True:
