@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from octavo.client.verbs import EngineClient
 from octavo.server.errors import install_error_handlers
 from octavo.server.options import ServerOptions
-from octavo.server.routes import chat, completions, control, embeddings, messages, models, tokens
+from octavo.server.routes import chat, completions, control, embeddings, messages, models, responses, tokens
 from octavo.server.state import make_server
 from octavo.text.tokenizer import Tokenizer
 from octavo.version import __version__
@@ -19,6 +19,7 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    responses.router,
     messages.router,
     embeddings.router,
     tokens.router,
