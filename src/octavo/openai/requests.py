@@ -7,6 +7,8 @@ from typing import Any
 
 from octavo.openai.errors import FieldError
 from octavo.openai.schema import Body, ChatCompletionRequest, CompletionRequest
+from octavo.openai.structured import FIELDS as FORMS
+from octavo.openai.structured import structured_outputs_of
 from octavo.sampling_params import SamplingParams
 
 MAX_COMPLETIONS = 4096
@@ -32,6 +34,8 @@ def sampling_params(body: Body, defaults: Mapping[str, Any] | None = None) -> Sa
     given = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     if body.logit_bias is not None:
         given["logit_bias"] = {_token_id(key): bias for key, bias in body.logit_bias.items()}
+    form = structured_outputs_of({name: getattr(body, name) for name in FORMS})
+    given |= {} if form is None else {"structured_outputs": form}
     if isinstance(body, ChatCompletionRequest):
         given |= {"max_tokens": _chat_length(body), "logprobs": _chat_logprobs(body)}
     else:
@@ -58,13 +62,18 @@ def check_stream(body: Body) -> None:
         raise FieldError("stream_options needs stream to be true", "stream_options")
 
 
-def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
-    """What the chat template gets besides the messages. Raises ``FieldError`` for a forced tool call."""
+def check_unforced(body: ChatCompletionRequest) -> None:
+    """Raise ``FieldError`` if the answer must be a tool call, for callers that cannot force one."""
     if body.tool_choice not in (None, "auto", "none"):
         raise FieldError("tool_choice can be 'auto' or 'none'; calls cannot be forced", "tool_choice")
+
+
+def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
+    """What the chat template gets besides the messages."""
     return {
         "tools": None if body.tool_choice == "none" else body.tools,
         "add_generation_prompt": body.add_generation_prompt is not False,
+        "continue_final_message": body.continue_final_message is True,
         "chat_template_kwargs": body.chat_template_kwargs,
     }
 
