@@ -6,6 +6,6 @@
         for piece in router.feed(news.text): ...
     for piece in router.finish(): ...
 
-A format is a value (`formats`); its shape (`json_calls`, `named_calls`, `tagged_calls`, `python_calls`) knows how a call
-is read, and how a grammar says it (`grammar`), so that a model can be forced to call.
+A format is a value (`formats`). Its shape (`json_calls`, `named_calls`, `tagged_calls`, `python_calls`) knows how a
+call is read, and how a grammar says it (`grammar`), so that a model can be forced to call.
 """
