@@ -7,9 +7,9 @@ import pytest
 
 from helpers_templates import DEEPSEEK_V3, LLAMA31, QWEN3, SMOLLM2, TEMPLATES
 from octavo.errors import RequestError
-from octavo.text.chat import TEMPLATES as NAMED
 from octavo.text.chat import render_chat
 from octavo.text.chat_messages import fit_messages, knows_tools
+from octavo.text.named_templates import TEMPLATES as NAMED
 
 USER = {"role": "user", "content": "Hi"}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

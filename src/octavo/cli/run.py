@@ -16,7 +16,7 @@ from octavo.cli.shown import ShownAnswer
 from octavo.errors import OctavoError, RequestError, UsageError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.text.chat import TEMPLATES
+from octavo.text.named_templates import TEMPLATES
 from octavo.text.output.detect import output_format
 from octavo.text.output.formats import OutputFormat
 from octavo.text.output.router import OutputRouter, begins_in_reasoning

@@ -13,24 +13,13 @@ from typing import Any
 
 from octavo.errors import RequestError
 from octavo.text.chat_messages import fit_messages, knows_tools
+from octavo.text.named_templates import TEMPLATES
 from octavo.text.template_process import render_template
 from octavo.text.tools_prompt import with_tools_in_words
 
 _OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 _END_OF_FINAL = "\ue000octavo-end-of-final-message\ue000"
 """Marks where the final message ends; of letters for private use, which no honest text has."""
-
-TEMPLATES = {
-    "chatml": (
-        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "plain": (
-        "{% for message in messages %}{{ message.role | capitalize + ': ' + message.content + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-    ),
-}
-"""Templates that have a name, for models that bring none."""
 
 
 def render_chat(
