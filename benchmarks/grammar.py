@@ -92,7 +92,7 @@ def measure_masks(tokenizer: Tokenizer, count: int) -> dict[str, Any]:
         found[f"{name}_compile_ms"] = 1e3 * (time.perf_counter() - started)
         token_ids = tokenizer.encode(text, add_special_tokens=False)
         for label in ("first", "again"):
-            seconds = follow(vocabulary, [Matcher(start, None) for _ in range(count)], token_ids)
+            seconds = follow(vocabulary, [Matcher(form, start, None) for _ in range(count)], token_ids)
             found[f"{name}_{label}_us"] = 1e6 * statistics.mean(seconds) / count
             found[f"{name}_{label}_worst_us"] = 1e6 * max(seconds) / count
     return found
