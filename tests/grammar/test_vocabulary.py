@@ -59,10 +59,11 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def begin(vocabulary: Vocabulary, ends: tuple[int, ...], **form: object) -> Matcher:
-    grammar = checked_grammar(StructuredOutputs(**form), vocabulary.specials)
+    wanted = StructuredOutputs(**form)
+    grammar = checked_grammar(wanted, vocabulary.specials)
     start = LLMatcher(vocabulary.library, grammar, log_level=0)
     assert not start.is_error(), start.get_error()
-    matcher = Matcher(start, vocabulary.bits_of(ends) if ends else None)
+    matcher = Matcher(wanted, start, vocabulary.bits_of(ends) if ends else None)
     MaskMaker(vocabulary).update([matcher])
     return matcher
 
