@@ -275,10 +275,10 @@ def test_a_step_that_fails_keeps_what_is_done(
 
     run = Runner.run
 
-    def fail_late(self: Runner, plan: Any) -> Any:
+    def fail_late(self: Runner, plan: Any, *more: Any) -> Any:
         if plan.step > 12:
             raise RuntimeError("lightning")
-        return run(self, plan)
+        return run(self, plan, *more)
 
     lines = [batch_line(f"r{i}", prompt="a", max_tokens=5, ignore_eos=True) for i in range(9)]
     write_lines(files[0], lines)

@@ -200,6 +200,22 @@ def test_adapters_are_loaded_listed_and_removed(llama):
         assert len(store._loaded) == 1  # the removed one is gone
 
 
+def test_a_request_that_waits_keeps_its_adapter(llama):
+    """It is removed before it was ever on the device."""
+    path, loras, theirs = llama
+    with lora_llm(path, max_num_seqs=1) as llm:
+        load(llm, loras[:1])
+        llm.engine.add_request(PROMPTS[1], GREEDY)
+        waiting = llm.engine.add_request(PROMPTS[0], GREEDY, lora="a0")
+        llm.engine.step()
+        llm.engine.remove_lora("a0")
+        done = {}
+        while llm.engine.has_unfinished_requests():
+            done |= {output.request_id: output for output in llm.engine.step()}
+        assert tokens_of([done[waiting]]) == [greedy(theirs[0], PROMPTS[0], 16)]
+        assert not llm.engine._executor._runner.adapters._loaded
+
+
 def test_an_adapter_that_is_removed_while_its_step_is_on_its_way(llama):
     path, loras, _ = llama
     with lora_llm(path, async_scheduling=True) as llm:

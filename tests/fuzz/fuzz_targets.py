@@ -189,6 +189,20 @@ def parts_of(data: bytes, leaves: list[str]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def adapter(data: bytes) -> None:
+    """The configuration, an empty line, and the file of tensors."""
+    from octavo.weights.peft import read_adapter
+
+    config, _, tensors = data.partition(b"\n\n")
+    path = file("adapter/adapter_config.json", config)
+    file("adapter/adapter_model.safetensors", tensors)
+    read = read_adapter(path.parent)
+    for module in read.modules:
+        read.config.wants(module.name)
+        module.a.read(torch.float32)
+        module.b.read(torch.float32)
+
+
 TARGETS = {
     parse.__name__: refuse_properly(parse)
     for parse in (
@@ -204,6 +218,7 @@ TARGETS = {
         generation_config,
         quantization,
         quantized_parts,
+        adapter,
     )
 }
 """Name -> target."""

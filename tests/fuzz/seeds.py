@@ -112,6 +112,18 @@ def quantized_matrices(folder: Path) -> None:
         put("quantization", name, json.dumps(config).encode() + b"\n\n" + (folder / "q").read_bytes())
 
 
+def adapters() -> None:
+    base = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "c_fc"]}
+    layers = {"layers_to_transform": [0, 1], "layers_pattern": "layers", "exclude_modules": ["1.q_proj"]}
+    patterns = {"rank_pattern": {"^m.layers.1.q_proj": 3}, "alpha_pattern": {".*0.q_proj": 5}, "use_rslora": True}
+    for name, options in (("plain", {}), ("layers", layers), ("patterns", patterns), ("text", {"target_modules": ".*"})):
+        rank = 3 if name == "patterns" else 2
+        pair = {"A": torch.ones(rank, 3), "B": torch.ones(4, rank)}
+        module = f"base_model.model.m.layers.{int(name == 'patterns')}.q_proj"
+        tensors = save({f"{module}.lora_{part}.weight": tensor for part, tensor in pair.items()})
+        put("adapter", name, json.dumps(base | options).encode() + b"\n\n" + tensors)
+
+
 def encode(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bytes:
     """What `fuzz_targets.parts_of` makes such tensors of; those with many values keep their first value only."""
     settings = next(known for known in SCHEMES if known["quant_method"] == config["quant_method"])
@@ -130,5 +142,6 @@ if __name__ == "__main__":
         checkpoints(Path(name))
         gguf_tokenizers(Path(name))
         quantized_matrices(Path(name))
+    adapters()
     configs()
     tokenizers()
