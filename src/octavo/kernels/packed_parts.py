@@ -150,7 +150,8 @@ def _alike(a: Operand, b: Operand) -> bool:
         case BlockWeight(), BlockWeight():
             return a.kind == b.kind
         case Int8Weight(), Int8Weight():
-            return a.group == b.group and a.quantizes_input == b.quantizes_input
+            same = a.group == b.group and a.scales.dtype == b.scales.dtype
+            return same and a.quantizes_input == b.quantizes_input
         case Int4Weight(), Int4Weight():
             whole = a.order is None and b.order is None and (a.zeros is None) == (b.zeros is None)
             return whole and a.group == b.group and a.scales.dtype == b.scales.dtype
