@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.kernels import memory
 from octavo.kernels.packed import FP8_MAX, Fp8Weight, Int4Weight, Int8Weight, PackedWeight, pack_nibbles
-from octavo.quantization import memory
 from octavo.quantization.round_int4 import round_groups
 from octavo.quantization.schemes import Scheme
 from octavo.quantization.schemes import scheme as scheme_named
