@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from helpers_cli import FAST, make_chat_adapter, make_chat_model, octavo_process
+from helpers_cli import FAST, environment, make_chat_adapter, make_chat_model, octavo_process
 from octavo.client.verbs import EngineInfo
 from octavo.server.serve import capacity
 
@@ -170,8 +170,8 @@ def test_adapters_to_begin_with_are_models_beside_the_model(model, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_can_be_ended_while_the_model_is_loaded(model, number):
-    with octavo_process("serve", model, "--port", "0", *FAST) as process:
+def test_it_can_be_ended_while_the_model_is_loaded(model, tmp_path, number):
+    with octavo_process("serve", model, "--port", "0", *FAST, env=environment(TMPDIR=str(tmp_path))) as process:
         parent = psutil.Process(process.pid)
         end = time.monotonic() + 60
         while not (children := parent.children()):
@@ -181,6 +181,7 @@ def test_it_can_be_ended_while_the_model_is_loaded(model, number):
         _, err = process.communicate(timeout=30)
         _, left = psutil.wait_procs(children, timeout=10)
     assert not left
+    assert not list(tmp_path.glob("octavo-*")), "the sockets' folder is left behind"
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert b"Traceback" not in err
 

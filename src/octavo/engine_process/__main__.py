@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
+from functools import partial
 
 import msgspec
 
@@ -24,10 +25,12 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     fd, folder = sys.argv[1:]
-    lifeline = ChildEnd(int(fd), lambda: shutil.rmtree(folder, ignore_errors=True))
+    remove_folder = partial(shutil.rmtree, folder, ignore_errors=True)
+    lifeline = ChildEnd(int(fd), remove_folder)
     try:
         start = decode_start(sys.stdin.buffer.read())
     except msgspec.DecodeError:  # the parent has died before it could say what to run
+        remove_folder()
         os._exit(1)
     code = _run(start, lifeline, folder)
     sys.stdout.flush()
