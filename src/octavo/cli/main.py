@@ -18,6 +18,7 @@ from octavo.version import __version__
 
 COMMANDS = {
     "run": ("octavo.cli.run:run", "Stream an answer, or chat."),
+    "serve": ("octavo.cli.serve:serve", "Serve a model to clients of OpenAI's API."),
     "batch": ("octavo.cli.batch:batch", "Run a file of OpenAI batch requests; resumable."),
     "bench": (
         "octavo.cli.bench:bench",
