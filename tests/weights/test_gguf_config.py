@@ -291,7 +291,7 @@ def test_unknown_architectures(path: Path, architecture: str) -> None:
     write_gguf(path, {}, {"token_embd.weight": (np.ones((4, 32), np.float32), "F32")}, architecture)
     with pytest.raises(ModelError, match="accepted: llama, qwen2, qwen3") as caught:
         GGUFCheckpoint.open(path)
-    assert len(str(caught.value)) < len(str(path)) + 200
+    assert len(str(caught.value)) < len(str(path)) + 250
 
 
 def test_a_file_of_metadata_alone(path: Path) -> None:
