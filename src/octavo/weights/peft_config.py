@@ -133,7 +133,7 @@ def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
     known = {*AdapterConfigJson.__struct_fields__, *NEUTRAL, *IGNORED}
     for name, value in fields.items():
         if name not in known and value:
-            raise ModelError(f"{path}: {name:.80}={value!r:.80} is not supported; accepted: without it")
+            raise ModelError(f"{path}: {name!r:.80} is {value!r:.80}, which is not supported; accepted: without it")
 
 
 def _interpret(path: Path, json: AdapterConfigJson) -> AdapterConfig:

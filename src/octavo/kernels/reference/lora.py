@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
+import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.kernels.lora import LoraPlan, LoraStack
@@ -23,28 +26,22 @@ class GroupedLora(LoraPlan):
 def lora_add(y: Tensor, x: Tensor, stack: LoraStack, plan: GroupedLora) -> Tensor:
     """As ``Ops.lora_add``."""
     for number, tokens in plan.groups:
-        ranks = stack.ranks[number - 1]
-        if not any(ranks):
+        if not any(stack.ranks[number - 1]):
             continue
-        rows = x if tokens is None else x[tokens]
-        for part, (rank, outputs) in enumerate(zip(ranks, _outputs(stack), strict=True)):
-            if rank:
-                delta = _delta(rows, stack, number - 1, part, rank, outputs)
-                if tokens is None:
-                    y[:, outputs] += delta
-                else:
-                    y[tokens, outputs] += delta
+        if tokens is None:
+            _add_all(y, x, stack, number - 1)
+        else:
+            y[tokens] = _add_all(y[tokens], x[tokens], stack, number - 1)
     return y
 
 
-def _outputs(stack: LoraStack) -> list[slice]:
-    """The columns of y that each part is."""
-    ends = [sum(stack.parts[: i + 1]) for i in range(len(stack.parts))]
-    return [slice(end - size, end) for end, size in zip(ends, stack.parts, strict=True)]
-
-
-def _delta(x: Tensor, stack: LoraStack, s: int, part: int, rank: int, outputs: slice) -> Tensor:
-    """``scale * (x @ A.T) @ B.T`` of one part of adapter index ``s``, in x's dtype."""
-    first = part * stack.max_rank
-    a, b = stack.a[s, first : first + rank], stack.b[s, outputs, :rank]
-    return (x @ a.T @ b.T) * stack.scales[s, part]
+def _add_all(y: Tensor, x: Tensor, stack: LoraStack, s: int) -> Tensor:
+    """The same where all tokens have the adapter of index ``s``: in few operations, as each is a small one."""
+    shrunk = F.linear(x, stack.a[s])
+    ends = accumulate(stack.parts)
+    for part, (rank, size, end) in enumerate(zip(stack.ranks[s], stack.parts, ends, strict=True)):
+        if rank:
+            first, outputs = part * stack.max_rank, slice(end - size, end)
+            delta = F.linear(shrunk[:, first : first + rank], stack.b[s, outputs, :rank])
+            y[:, outputs].add_(delta * stack.scales[s, part])
+    return y
