@@ -19,6 +19,7 @@ class FakeOpenAI:
 
     Attributes:
         first, gap: seconds until the first token, and between two.
+        gather: so many requests must have come before any is answered.
         manner: "well"; or what goes wrong: "status", "break", "error event", "rubbish", "silent", "accepts all".
         bodies: the JSON bodies that came.
         left: requests whose client went away before the end.
@@ -26,6 +27,7 @@ class FakeOpenAI:
 
     first: float = 0.0
     gap: float = 0.0
+    gather: int = 0
     manner: str = "well"
     api_key: str | None = None
     usage: bool = True
@@ -71,6 +73,8 @@ class FakeOpenAI:
             return web.json_response({"error": {"message": "full"}}, status=429)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await asyncio.sleep(self.first)
+        while len(self.bodies) < self.gather:
+            await asyncio.sleep(0.005)
         await response.prepare(request)
         for i in range(body["max_tokens"]):
             if i:

@@ -50,7 +50,13 @@ class News:
 
 @dataclass
 class ScriptedEngine:
-    """Each request hears ``script``, on ``clock``'s time, and then what ``failure`` says."""
+    """Each request hears ``script``, on ``clock``'s time, and then what ``failure`` says.
+
+    Attributes:
+        state: the snapshot; ``looks`` counts how often it was asked for.
+        asked: the options of each request.
+        left: how many requests have ended.
+    """
 
     clock: Clock = field(default_factory=Clock)
     script: Sequence[News] = ()
@@ -59,6 +65,7 @@ class ScriptedEngine:
     info: EngineInfo = INFO
     asked: list[dict[str, Any]] = field(default_factory=list)
     left: int = 0
+    looks: int = 0
     died: asyncio.Future[str] | None = None
 
     async def generate(self, prompt: Any, params: SamplingParams, **options: Any) -> AsyncIterator[RequestOutput]:
@@ -89,6 +96,7 @@ class ScriptedEngine:
         return False
 
     def load(self) -> Load:
+        self.looks += 1
         return self.state
 
     async def wait_failed(self) -> str:

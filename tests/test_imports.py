@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
     "async_llm": {"nouns", "client", "text", "intake"},
     "openai": {"nouns", "text"},
-    "anthropic": {"nouns", "openai"},
+    "anthropic": {"nouns", "text", "openai"},
     "server": {"nouns", "client", "text", "openai", "anthropic"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""

@@ -10,7 +10,14 @@ from octavo import SamplingParams
 from octavo.errors import RequestError
 from octavo.openai.decode import convert_body
 from octavo.openai.errors import FieldError
-from octavo.openai.requests import MAX_COMPLETIONS, check_stream, prompts_of, sampling_params, template_options
+from octavo.openai.requests import (
+    MAX_COMPLETIONS,
+    check_stream,
+    check_unforced,
+    prompts_of,
+    sampling_params,
+    template_options,
+)
 from octavo.openai.schema import ChatCompletionRequest, CompletionRequest
 
 SAME: dict[str, Any] = {
@@ -141,7 +148,7 @@ def test_what_the_template_gets() -> None:
     assert template_options(chat(chat_template_kwargs={"a": 1}))["chat_template_kwargs"] == {"a": 1}
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
         with pytest.raises(FieldError, match="calls cannot be forced"):
-            template_options(chat(tools=tools, tool_choice=choice))
+            check_unforced(chat(tools=tools, tool_choice=choice))
 
 
 def test_an_echo_with_scores_needs_those_of_the_prompt() -> None:

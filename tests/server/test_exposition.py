@@ -83,6 +83,7 @@ def test_histograms_keep_their_names_whatever_is_accepted(accept: str) -> None:
     found = samples(answer.text)
     first, between = "octavo:time_to_first_token_seconds", "octavo:inter_token_latency_seconds"
     assert [found[f"{first}_bucket", *sorted((le, "0", "tiny"))] for le in ("0.02", "0.04", "+Inf")] == [0, 1, 1]
+    assert found["octavo:request_params_n_bucket", "0", "1.0", "tiny"] == 0
     assert found[f"{between}_count", "0", "tiny"] == 4
     assert found[f"{between}_sum", "0", "tiny"] == pytest.approx(0.2)
     assert found["http_requests_total", "/v1/completions", "200", "POST"] == 1

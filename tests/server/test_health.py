@@ -107,7 +107,9 @@ def test_the_counter_is_looked_at_without_being_asked(monkeypatch: pytest.Monkey
     async def idle_then_busy() -> None:
         watching = asyncio.create_task(health.watch())
         engine.clock.now = 500.0  # idle until now: whoever looks only at requests would say "400 s"
-        await asyncio.sleep(0.05)
+        looks = engine.looks
+        while engine.looks < looks + 2:
+            await asyncio.sleep(0.001)
         watching.cancel()
 
     asyncio.run(idle_then_busy())

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import ssl
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
+from helpers_http import make
+from helpers_live import live
 from octavo.errors import UsageError
+from octavo.server.patient_http import patient_http
 from octavo.server.tls import check_tls
 
 OPENSSL = shutil.which("openssl")
@@ -44,3 +51,17 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             check_tls(*pair)
+
+
+def test_a_server_speaks_it_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path, "a")
+    app, _ = make()
+    files = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+    with live(app, http=patient_http(0.5, 60), **files) as port:
+        answer = httpx.get(f"https://127.0.0.1:{port}/v1/models", verify=False)
+        assert answer.status_code == 200
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as secure:
+            wrapped, came = ssl._create_unverified_context().wrap_socket(secure), b""
+            with suppress(ConnectionResetError, ssl.SSLError):
+                came = wrapped.recv(100)  # a shaken hand is no request
+            assert came == b""

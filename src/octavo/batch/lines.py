@@ -28,7 +28,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "chat_template": (),
-    "continue_final_message": (False,),
+    "parallel_tool_calls": (True,),
 }
 """Fields of a server's requests that make no sense in a file, or are not supported there."""
 

@@ -11,17 +11,11 @@ from msgspec import UNSET, UnsetType
 from octavo.openai.logprobs import ChatLogprobs, CompletionLogprobs
 from octavo.openai.metrics import Metrics
 from octavo.openai.responses import Answered, Usage
+from octavo.openai.spoken import Delta
 
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Delta(msgspec.Struct, omit_defaults=True):
-    """What is new of a chat's message."""
-
-    role: str | None = None
-    content: str | None = None
 
 
 class ChatChunkChoice(msgspec.Struct):

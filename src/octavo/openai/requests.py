@@ -58,10 +58,14 @@ def check_stream(body: Body) -> None:
         raise FieldError("stream_options needs stream to be true", "stream_options")
 
 
-def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
-    """What the chat template gets besides the messages. Raises ``FieldError`` for a forced tool call."""
+def check_unforced(body: ChatCompletionRequest) -> None:
+    """Raise ``FieldError`` if the answer must be a tool call, for callers that cannot force one."""
     if body.tool_choice not in (None, "auto", "none"):
         raise FieldError("tool_choice can be 'auto' or 'none'; calls cannot be forced", "tool_choice")
+
+
+def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
+    """What the chat template gets besides the messages."""
     return {
         "tools": None if body.tool_choice == "none" else body.tools,
         "add_generation_prompt": body.add_generation_prompt is not False,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from octavo.openai.logprobs import (
     prompt_logprobs,
 )
 from octavo.openai.metrics import Metrics, metrics_of
+from octavo.openai.spoken import ChatMessage, Spoken, chat_finish, message
 from octavo.outputs import CompletionOutput, Logprobs, RequestOutput
 
 PromptLogprobs = list[dict[str, dict[str, Any]] | None] | None
@@ -63,19 +64,15 @@ class Extras:
     Attributes:
         echo: for each prompt its text, which comes before that of its completions; None: no echo.
         token_ids: those of prompts and completions, too.
+        told_apart: what a chat's completion, of this text, says.
     """
 
     echo: Sequence[str] | None = None
     token_ids: bool = False
+    told_apart: Callable[[str], Spoken] = lambda text: Spoken("", text, [])
 
 
 NO_EXTRAS = Extras()
-
-
-class ChatMessage(msgspec.Struct):
-    content: str
-    role: str = "assistant"
-    refusal: None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -156,7 +153,9 @@ def used(read: int, written: int, cached: int) -> Usage:
 
 def _chat_choice(c: CompletionOutput, top: int, by: Answered, extras: Extras) -> ChatChoice:
     scores = None if c.logprobs is None else chat_logprobs(c.token_ids, c.logprobs, top, by.token_bytes)
-    choice = ChatChoice(c.index, ChatMessage(c.text), scores, c.finish_reason, c.stop_reason)
+    said = extras.told_apart(c.text)
+    reason = chat_finish(c.finish_reason, bool(said.calls))
+    choice = ChatChoice(c.index, message(said), scores, reason, c.stop_reason)
     if extras.token_ids:
         choice.token_ids = c.token_ids
     return choice

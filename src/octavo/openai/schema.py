@@ -84,7 +84,6 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
         **_VLLM,
         "response_format": ({"type": "text"},),
         "best_of": (1,),
-        "parallel_tool_calls": (True,),
         "functions": ([],),
         "function_call": ("none",),
         "modalities": (["text"],),
@@ -95,6 +94,9 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
         "web_search_options": (),
         "echo": (False,),
         "suffix": ("",),
+        "include_reasoning": (True,),
+        "continue_final_message": (False,),
+        "documents": ([],),
     }
 
     messages: list[dict[str, Any]]
@@ -103,8 +105,8 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -11,7 +11,7 @@ from octavo.client.verbs import EngineClient
 from octavo.server.errors import install_error_handlers
 from octavo.server.operation import install, make_operation, running
 from octavo.server.options import ServerOptions
-from octavo.server.routes import chat, completions, control, embeddings, models, tokens
+from octavo.server.routes import chat, completions, control, embeddings, messages, models, tokens
 from octavo.server.state import make_server
 from octavo.text.tokenizer import Tokenizer
 from octavo.version import __version__
@@ -20,6 +20,7 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    messages.router,
     embeddings.router,
     tokens.router,
     control.router,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from octavo.client.verbs import EngineClient, Load
 from octavo.server.histogram import Histogram
@@ -140,7 +140,7 @@ class Exporter(Collector):
     ) -> Metric:
         family = HistogramMetricFamily(name, text, labels=labels)
         for values, histogram in series:
-            buckets = [("+Inf" if math.isinf(bound) else str(bound), count) for bound, count in histogram.cumulative()]
+            buckets = [(floatToGoString(bound), count) for bound, count in histogram.cumulative()]
             family.add_metric(values, buckets, histogram.total)
         return family
 

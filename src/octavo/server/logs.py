@@ -95,14 +95,15 @@ class _Writing(QueueListener):
 
 
 @contextmanager
-def logging_to(stream: TextIO = sys.stderr, style: str = "text", level: int = logging.INFO) -> Iterator[None]:
+def logging_to(stream: TextIO | None = None, style: str = "text", level: int = logging.INFO) -> Iterator[None]:
     """Inside the block all of Octavo's and uvicorn's loggers write to ``stream``, from a thread of their own: a full
     pipe or a slow disk must not hold up the event loop.
 
     Args:
+        stream: None is standard error.
         style: one of `FORMATS`.
     """
-    writer = logging.StreamHandler(stream)
+    writer = logging.StreamHandler(sys.stderr if stream is None else stream)
     writer.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUED)
     handler, listener = _Dropping(lines), _Writing(lines, writer)

@@ -16,6 +16,8 @@ class ServerOptions:
         chat_template: in place of the model's own, as text.
         trust_request_chat_template: let a request bring its own; it is a program that runs here, in a sandbox.
         allow_lora_loading: let requests load adapters; they name a path on this machine.
+        tool_call_parser, reasoning_parser: names of formats (ours or vLLM's) in which the model writes; "auto": as its
+            chat template says; "none": everything is content.
         text_threads: threads that tokenize and render chats beside the event loop.
         stream_patience: seconds in which an error of a streamed request still becomes an error status; then the
             stream's head is sent.
@@ -37,6 +39,8 @@ class ServerOptions:
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     allow_lora_loading: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     text_threads: int = 4
     stream_patience: float = 2.0
     keep_alive: float = 15.0

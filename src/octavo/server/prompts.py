@@ -7,8 +7,8 @@ from typing import Any
 
 from octavo.errors import RequestError
 from octavo.openai.errors import FieldError
-from octavo.openai.requests import prompts_of, template_options
-from octavo.openai.schema import ChatCompletionRequest, CompletionRequest
+from octavo.openai.requests import prompts_of
+from octavo.openai.schema import CompletionRequest
 from octavo.server.state import Server
 from octavo.text.chat import render_chat
 from octavo.text.encode import encode_prompt
@@ -30,18 +30,6 @@ def check_template(server: Server, template: str | None) -> str | None:
         message = "chat_template is not accepted from requests here; leave it out, or use --trust-request-chat-template"
         raise FieldError(message, "chat_template")
     return template
-
-
-def chat_text(server: Server, body: ChatCompletionRequest) -> str:
-    """The prompt of a chat, as text."""
-    template = check_template(server, body.chat_template)
-    return render(server, body.messages, template, **template_options(body))
-
-
-def chat_prompt(server: Server, body: ChatCompletionRequest) -> list[int]:
-    """The prompt of a chat. A template writes BOS itself, so none is added unless the request says so."""
-    ids = encode(server, chat_text(server, body), body.add_special_tokens is True)
-    return truncate(ids, body.truncate_prompt_tokens)
 
 
 def completion_prompts(server: Server, body: CompletionRequest) -> list[list[int]]:

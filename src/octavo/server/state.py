@@ -15,12 +15,19 @@ from octavo.server.names import Names
 from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.text_pool import TextPool
+from octavo.text.output.detect import output_format
+from octavo.text.output.formats import OutputFormat
 from octavo.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The parts of a server that live as long as it does. ``started`` is in seconds since 1970."""
+    """The parts of a server that live as long as it does.
+
+    Attributes:
+        format: how the model writes reasoning and tool calls.
+        started: in seconds since 1970.
+    """
 
     client: ObservedClient
     options: ServerOptions
@@ -28,6 +35,7 @@ class Server:
     names: Names
     texts: TextPool
     live: Live
+    format: OutputFormat
     started: int
 
     def answered(self, name: str, model: str, *, as_ids: bool = False) -> Answered:
@@ -43,9 +51,19 @@ class Server:
 
 
 def make_server(client: ObservedClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Server:
+    """Raises ``UsageError`` for an option that names what does not exist."""
     own = options.served_model_names or (client.info.model,)
-    pool = TextPool(options.text_threads)
-    return Server(client, options, tokenizer, Names(own, client), pool, Live(), int(time.time()))
+    template = options.chat_template or (tokenizer.chat_template if tokenizer is not None else None)
+    return Server(
+        client,
+        options,
+        tokenizer,
+        Names(own, client),
+        TextPool(options.text_threads),
+        Live(),
+        output_format(template, options.tool_call_parser, options.reasoning_parser),
+        int(time.time()),
+    )
 
 
 def server_of(request: Request) -> Server:

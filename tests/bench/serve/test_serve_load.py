@@ -27,7 +27,7 @@ def many(count: int, output_len: int = 5, **options: Any) -> list[Planned]:
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_times_are_the_servers_delays(api: str) -> None:
-    """Never shorter than the delays; longer by whatever this machine does besides."""
+    """Never shorter than the delays; longer by whatever this machine does besides, which nothing is said of."""
     first, gap = 0.15, 0.05
     outcomes = load(FakeOpenAI(first, gap), many(4), api=api)
     for outcome in outcomes:
@@ -37,17 +37,14 @@ def test_times_are_the_servers_delays(api: str) -> None:
         assert first <= outcome.time_to_first_token <= outcome.end_to_end
         assert sum(outcome.gaps) >= 4 * gap * 0.9
         assert outcome.time_per_output_token == pytest.approx(sum(outcome.gaps) / 4)
-    assert min(o.end_to_end for o in outcomes) < first + 4 * gap + 1.0
 
 
 def test_requests_are_sent_when_they_are_due_and_not_when_others_have_ended() -> None:
-    fake = FakeOpenAI(first=0.5)
-    outcomes = load(fake, [Planned(0.1 * i, "p", 1) for i in range(4)])
+    outcomes = load(FakeOpenAI(gather=4), [Planned(0.1 * i, "p", 1) for i in range(4)], timeout=60)
+    assert all(o.complete for o in outcomes)  # none is answered before all have come
     start = outcomes[0].due
     assert [o.due - start for o in outcomes] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert all(o.sent >= o.due - 0.002 for o in outcomes)  # uvloop's timers are of whole milliseconds
-    assert outcomes[3].sent < outcomes[0].ended
-    assert fake.most_active == 4
 
 
 def test_no_more_at_once_than_the_concurrency() -> None:

@@ -154,3 +154,11 @@ def random_call_id(format: ToolFormat | None) -> str:
 def begins_in_reasoning(prompt: str, format: OutputFormat) -> bool:
     """Whether a chat template has opened the reasoning in the prompt, as many do."""
     return format.reasoning is not None and prompt.rstrip().endswith(format.reasoning.start)
+
+
+def read_whole(router: OutputRouter, text: str) -> list[Piece]:
+    """The pieces of a text that is all there, each as long as can be."""
+    pieces = list[Piece]()
+    for piece in (*router.feed(text), *router.finish()):
+        joined(pieces, piece)
+    return pieces
