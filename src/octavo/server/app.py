@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from octavo.client.verbs import EngineClient
+from octavo.server import openapi
 from octavo.server.errors import install_error_handlers
 from octavo.server.options import ServerOptions
 from octavo.server.routes import chat, completions, control, embeddings, messages, models, responses, tokens
@@ -44,6 +45,7 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
 
     app = FastAPI(title="Octavo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server
+    app.openapi = openapi.describe  # type: ignore[method-assign]
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
