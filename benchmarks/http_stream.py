@@ -33,7 +33,6 @@ class Emitter:
 
     def __init__(self, rate: float) -> None:
         self._gap = 1 / rate if rate else 0.0
-        self._step = asyncio.Condition()
         self._ticker: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -68,7 +67,7 @@ class Emitter:
         return Load()
 
 
-def serve(sock: socket.socket, rate: float, spent: Any) -> None:
+def serve(sock: socket.socket, rate: float) -> None:
     app = create_app(Emitter(rate), ServerOptions(served_model_names=("m",)), None)  # type: ignore[arg-type]
 
     @app.get("/cpu")
@@ -111,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="steps a second; 0: as fast as it goes")
     options = parser.parse_args()
     sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    server = multiprocessing.get_context("fork").Process(target=serve, args=(sock, options.rate, None), daemon=True)
+    server = multiprocessing.get_context("fork").Process(target=serve, args=(sock, options.rate), daemon=True)
     server.start()
     time.sleep(2)
     seconds, count, cpu = uvloop.run(read(sock.getsockname()[1], options.streams, options.tokens))

@@ -52,6 +52,13 @@ GETS: dict[str, type] = {"/v1/models": ModelList, "/v1/models/{model}": ModelCar
 
 STREAMED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+"""An event of a stream, whose data are JSON or ``[DONE]``."""
+
 _ERRORS = {
     "400": "the request is at fault, and the message says how",
     "401": "no API key, or an unknown one",
@@ -92,7 +99,7 @@ def _post(path: str, body: type, answer: type) -> dict[str, Any]:
 
 def _responses(path: str, answer: type) -> dict[str, Any]:
     error = AnthropicError if path.startswith("/v1/messages") else ErrorBody
-    good = {"text/event-stream": {"schema": {"type": "string"}}} if path in STREAMED else {}
+    good = {"text/event-stream": {"schema": _EVENT}} if path in STREAMED else {}
     answers = {"200": {"description": "the answer", "content": {**_json(answer), **good}}}
     return answers | {status: {"description": why, "content": _json(error)} for status, why in _ERRORS.items()}
 
