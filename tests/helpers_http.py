@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from helpers_client import FakeClient
 from helpers_text import byte_level_bpe
@@ -41,13 +42,13 @@ def make(client: FakeClient | None = None, **options: Any) -> tuple[FastAPI, Fak
     return create_app(client, ServerOptions(**options), tokenizer()), client
 
 
-def asgi(app: FastAPI) -> httpx.AsyncClient:
+def asgi(app: ASGIApp) -> httpx.AsyncClient:
     """A client that calls the application in this process."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
 
 
-def call(app: FastAPI, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
+def call(app: ASGIApp, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
     """One request, from start to end."""
 
     async def go() -> httpx.Response:
@@ -57,7 +58,7 @@ def call(app: FastAPI, method: str, path: str, body: Any = None, **options: Any)
     return asyncio.run(go())
 
 
-def post(app: FastAPI, path: str, body: Any) -> Any:
+def post(app: ASGIApp, path: str, body: Any) -> Any:
     """The JSON of an answer that must be a good one."""
     response = call(app, "POST", path, body)
     assert response.status_code == 200, response.text

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from octavo.client.verbs import EngineClient
+from octavo.server import openapi
 from octavo.server.errors import install_error_handlers
 from octavo.server.operation import install, make_operation, running
 from octavo.server.options import ServerOptions
@@ -49,7 +50,12 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
         server.texts.close()
 
     app = FastAPI(title="Octavo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+<<<<<<< HEAD
     app.state.server, app.state.operation = server, operation
+=======
+    app.state.server = server
+    app.openapi = openapi.describe  # type: ignore[method-assign]
+>>>>>>> refs/heads/http
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
