@@ -50,12 +50,8 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
         server.texts.close()
 
     app = FastAPI(title="Octavo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-<<<<<<< HEAD
     app.state.server, app.state.operation = server, operation
-=======
-    app.state.server = server
     app.openapi = openapi.describe  # type: ignore[method-assign]
->>>>>>> refs/heads/http
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
