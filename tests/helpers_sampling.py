@@ -9,9 +9,9 @@ import numpy as np
 GRAIN = 2.0**-33
 
 
-def edited(logits, params, prompt=(), output=(), ends=(), bad_words=()):
-    """The logits [V] of one row after everything that comes before the temperature."""
-    out = np.array(logits, np.float32)
+def edited(logits, params, prompt=(), output=(), ends=(), bad_words=(), mask=None):
+    """The logits [V] of one row after everything that comes before the temperature; ``mask``: all else is banned."""
+    out = np.array([x if mask is None or i in mask else -np.inf for i, x in enumerate(logits)], np.float32)
     if params.allowed_token_ids is not None:
         out = np.array([x if i in set(params.allowed_token_ids) else -np.inf for i, x in enumerate(out)], np.float32)
     for word in bad_words:

@@ -43,11 +43,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"nouns"},
     "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
     "async_llm": {"nouns", "client", "text", "intake"},
-    "server": {"nouns", "client", "text"},
+    "openai": {"nouns", "text"},
+    "anthropic": {"nouns", "text", "openai"},
+    "server": {"nouns", "client", "text", "openai", "anthropic"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 
-TORCH_FREE = ["core", "ggml", "text", "grammar", "weights", "cli", "glass", "client", "server"]
+TORCH_FREE = [
+    *("core", "ggml", "text", "grammar", "weights", "cli", "glass"),
+    *("client", "openai", "anthropic", "server"),
+]
 
 
 def room_of(module: str) -> str:

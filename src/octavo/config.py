@@ -16,7 +16,8 @@ KV_DTYPES = {**DTYPES, "fp8": 1, "int8": 1}
 """Names of the types that keys and values can be kept in: fp8 is e4m3; int8 has a scale for each token and head."""
 
 QUANTIZATIONS = (
-    *("int8", "int8-g128", "int8-g64", "int8-g32", "w8a8", "fp8", "fp8-tensor", "fp8-block", "fp8-w8a8"),
+    *("int8", "int8-channel", "int8-g128", "int8-g64", "int8-g32", "w8a8"),
+    *("fp8", "fp8-tensor", "fp8-block", "fp8-w8a8"),
     *("int4", "int4-g128", "int4-g64", "int4-g32"),
 )
 """Schemes of `octavo.quantization.schemes`, by name."""

@@ -149,7 +149,8 @@ class Engine:
             self._hold_for_grammar(request)
             self.scheduler.add(request, now)
         self._assembler.add(request_id, prompt, prompt_ids, requests)
-        self._tell(None, [Waits(request.id, request.held) for request in requests if request.held])
+        if held := [Waits(request.id, request.held) for request in requests if request.held]:
+            self._tell(None, held)
 
     def _hold_for_grammar(self, request: Request) -> None:
         """Start to compile the request's grammar, if it has one; it waits until that is done."""

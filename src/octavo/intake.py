@@ -18,15 +18,13 @@ from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
 from octavo.sampling_params import SamplingParams
 from octavo.text.bad_words import tokenize_bad_words
+from octavo.text.encode import encode_prompt
 from octavo.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or one of these in vLLM's form: ``{"prompt": …}``, ``{"prompt_token_ids": …}``."""
 
 _SEED_MASK = 2**63 - 1
-_USUAL_CHARACTERS = 16
-"""A text with more characters than this for each token that fits is first tried by its beginning."""
-_SLACK = 256
 
 
 class Intake:
@@ -52,25 +50,7 @@ class Intake:
             return as_token_ids(prompt)
         if self._tokenizer is None:
             raise RequestError("the model came without a tokenizer; give the prompt as token ids, or LLM(tokenizer=…)")
-        self._refuse_far_too_long(prompt, self._tokenizer)
-        token_ids = self._tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        if not token_ids:
-            raise RequestError("the prompt is empty; at least one token is needed")
-        return token_ids
-
-    def _refuse_far_too_long(self, text: str, tokenizer: Tokenizer) -> None:
-        """Tokenize only the beginning of a huge text: all of it could take minutes and gigabytes to no end.
-
-        Where a beginning ends inside a word, it may have more tokens there than the whole text: hence the slack.
-        """
-        length = _USUAL_CHARACTERS * self._token_limit
-        while length < len(text):
-            if len(tokenizer.encode(text[:length], add_special_tokens=False)) > 2 * self._token_limit + _SLACK:
-                raise RequestError(
-                    f"the prompt has {len(text)} characters, far more than the {self._token_limit - 1} tokens that are "
-                    f"accepted"
-                )
-            length *= 4
+        return encode_prompt(self._tokenizer, prompt, self._token_limit, add_special_tokens=add_special_tokens)
 
     def make_requests(
         self,

@@ -93,11 +93,15 @@ class LLM:
         use_tqdm: bool = True,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         lora_request: Loras = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several: each is a list of ``{"role": …, "content": …}``.
+
+        The text is what the model writes, with reasoning and tool calls in its own format; `octavo.text.output.router`
+        tells them apart. ``continue_final_message`` has the model go on with the last message instead of answering it.
 
         Raises:
             RequestError: there is no chat template, it refuses the messages, or a prompt can never be served.
@@ -109,6 +113,7 @@ class LLM:
                 c,
                 chat_template=chat_template,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 tools=tools,
                 **extra,
             )
@@ -195,8 +200,8 @@ class LLM:
         """The prompt that the chat template makes of a conversation."""
         tokenizer = self.engine.tokenizer
         template = chat_template or self.config.chat_template or (tokenizer.chat_template if tokenizer else None)
-        if tokenizer is None or template is None:
-            raise RequestError("the model has no chat template; use generate, or give chat_template=")
+        if tokenizer is None:
+            raise RequestError("the model has no tokenizer; use generate with token ids")
         kwargs.setdefault("add_generation_prompt", True)
         return render_chat(template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, **kwargs)
 

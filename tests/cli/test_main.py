@@ -80,7 +80,7 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str], argument
 
 BAD_USAGE = {
     "bach": "did you mean 'batch'",
-    "zzz": "accepted: run, batch, bench",
+    "zzz": "accepted: run, serve, batch, bench",
     "--bad": "No such option '--bad'",
     "bench latnecy": "Did you mean 'latency'",
     "bench latency m --iterations 0": "x>=1",

@@ -86,6 +86,35 @@ def test_three_steps_of_any_mixture_equal_the_textbook(requests, seed):
             outputs[row].append(token)
 
 
+def bits_of(token_ids):
+    bits = np.zeros(-(-VOCAB // 32) * 32, np.uint8)
+    bits[list(token_ids)] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+MASK = st.none() | st.sets(st.integers(0, VOCAB - 1), max_size=60)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(REQUEST, MASK), min_size=1, max_size=6), st.integers(0, 1000))
+def test_masks_ban_all_but_their_tokens_whatever_else_is_asked(pairs, seed):
+    requests, masks = zip(*pairs, strict=True)
+    logits = random_logits(seed, len(requests))
+    bits = {row: bits_of(mask) for row, mask in enumerate(masks) if mask is not None}
+    found = filled(requests).sample(logits.clone(), torch.arange(len(requests)), bits).to_host()
+    for row, (params, prompt, output, words) in enumerate(requests):
+        values = edited(logits[row].numpy(), params, prompt, output, EOS, words, masks[row])
+        if masks[row] is not None and not np.isfinite(values).any():
+            assert found.bad[row]
+            continue
+        number = uniform(np.array([1000 + row], np.uint64), np.array([len(output)], np.uint64))[0]
+        token = int(found.token_ids[row])
+        assert not found.bad[row]
+        assert masks[row] is None or token in masks[row]
+        assert token == choose(values, params, number) or near_tie(values, params, number)
+        check_logprobs(found.logprobs[row], logits[row], token, params.logprobs)
+
+
 def check_logprobs(found, logits, token, k):
     if k is None:
         assert found is None

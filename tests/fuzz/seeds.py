@@ -116,8 +116,12 @@ def adapters() -> None:
     base = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "c_fc"]}
     layers = {"layers_to_transform": [0, 1], "layers_pattern": "layers", "exclude_modules": ["1.q_proj"]}
     patterns = {"rank_pattern": {"^m.layers.1.q_proj": 3}, "alpha_pattern": {".*0.q_proj": 5}, "use_rslora": True}
-    text = {"target_modules": ".*"}
-    for name, options in (("plain", {}), ("layers", layers), ("patterns", patterns), ("text", text)):
+    for name, options in (
+        ("plain", {}),
+        ("layers", layers),
+        ("patterns", patterns),
+        ("text", {"target_modules": ".*"}),
+    ):
         rank = 3 if name == "patterns" else 2
         pair = {"A": torch.ones(rank, 3), "B": torch.ones(4, rank)}
         module = f"base_model.model.m.layers.{int(name == 'patterns')}.q_proj"

@@ -220,6 +220,7 @@ class Mixed:
     def __init__(self, tensor, packed):
         self.name, self.shape, self.nbytes, self.read = tensor.name, tensor.shape, tensor.nbytes, tensor.read
         self.packed = tensor.packed if packed else lambda: None
+        self.release = tensor.release
         self.packed_kind = tensor.packed_kind if packed else None
 
 

@@ -8,9 +8,17 @@ import pytest
 
 from octavo import SamplingParams
 from octavo.errors import RequestError
+from octavo.openai.decode import convert_body
 from octavo.openai.errors import FieldError
-from octavo.openai.requests import MAX_COMPLETIONS, prompts_of, sampling_params, template_options
-from octavo.openai.schema import ChatCompletionRequest, CompletionRequest, convert_body
+from octavo.openai.requests import (
+    MAX_COMPLETIONS,
+    check_stream,
+    check_unforced,
+    prompts_of,
+    sampling_params,
+    template_options,
+)
+from octavo.openai.schema import ChatCompletionRequest, CompletionRequest
 
 SAME: dict[str, Any] = {
     "n": 2,
@@ -133,11 +141,25 @@ def test_a_body_is_not_a_million_requests() -> None:
 
 def test_what_the_template_gets() -> None:
     tools = [{"type": "function"}]
-    assert template_options(chat()) == {"tools": None, "add_generation_prompt": True, "chat_template_kwargs": None}
+    plain = {"add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": None}
+    assert template_options(chat()) == {"tools": None, **plain}
     assert template_options(chat(tools=tools, tool_choice="auto"))["tools"] == tools
     assert template_options(chat(tools=tools, tool_choice="none"))["tools"] is None
     assert template_options(chat(add_generation_prompt=False))["add_generation_prompt"] is False
     assert template_options(chat(chat_template_kwargs={"a": 1}))["chat_template_kwargs"] == {"a": 1}
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
         with pytest.raises(FieldError, match="calls cannot be forced"):
-            template_options(chat(tools=tools, tool_choice=choice))
+            check_unforced(chat(tools=tools, tool_choice=choice))
+
+
+def test_an_echo_with_scores_needs_those_of_the_prompt() -> None:
+    assert sampling_params(text(echo=True)) == SamplingParams(max_tokens=16)
+    assert sampling_params(text(echo=True, logprobs=2)).prompt_logprobs == 2
+    assert sampling_params(text(echo=True, logprobs=2, prompt_logprobs=5)).prompt_logprobs == 5
+    assert sampling_params(text(echo=True, max_tokens=0)).max_tokens == 1
+
+
+def test_stream_options_need_a_stream() -> None:
+    check_stream(text(stream=True, stream_options={"include_usage": True}))
+    with pytest.raises(FieldError, match="stream_options needs stream"):
+        check_stream(text(stream_options={"include_usage": True}))

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from octavo.openai.logprobs import token_text
-from octavo.openai.responses import Answered, chat_completion, completion
+from octavo.openai.metrics import metrics_of
+from octavo.openai.responses import Answered, Extras, chat_completion, completion
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 
 BYTES = {1: b"He", 2: b"y ", 3: b"\xf0\x9f", 4: b"!"}
@@ -24,7 +25,8 @@ def plain(body: Any) -> Any:
 def output(n: int = 1, **changes: Any) -> RequestOutput:
     """A request of three prompt tokens, one of them cached, with ``n`` completions of two tokens."""
     completions = [CompletionOutput(i, f"Hey {i}", [1, 2], finish_reason="stop", stop_reason=2) for i in range(n)]
-    whole = RequestOutput("r", "abc", [7, 8, 9], completions, True, RequestMetrics(num_cached_tokens=1))
+    metrics = RequestMetrics(1.0, 1.5, 2.0, 4.0, num_cached_tokens=1, num_preemptions=2, waited_for="needs blocks")
+    whole = RequestOutput("r", "abc", [7, 8, 9], completions, True, metrics)
     for name, value in changes.items():
         setattr(whole.outputs[0] if hasattr(whole.outputs[0], name) else whole, name, value)
     return whole
@@ -38,6 +40,16 @@ def usage(prompt: int, written: int, cached: int) -> dict[str, Any]:
         "total_tokens": prompt + written,
         "prompt_tokens_details": details,
     }
+
+
+METRICS = {
+    "queue_time": 0.5,
+    "waited_for": "needs blocks",
+    "time_to_first_token": 1.0,
+    "total_time": 3.0,
+    "cached_tokens": 1,
+    "preemptions": 2,
+}
 
 
 def test_a_chat() -> None:
@@ -57,6 +69,7 @@ def test_a_chat() -> None:
             for i in range(2)
         ],
         "usage": usage(3, 4, 1),
+        "metrics": METRICS,
         "prompt_logprobs": None,
         "system_fingerprint": None,
     }
@@ -108,6 +121,34 @@ def test_log_probabilities_of_a_completion() -> None:
         "top_logprobs": [{"He": -0.5, "!": -1.5}, {"bytes:\\xf0\\x9f": -9999.0, "!": -0.25, "He": -2.0}],
         "text_offset": [0, 2],
     }
+
+
+def test_an_echoed_prompt_comes_before_its_completion() -> None:
+    scored = output(token_ids=[1, 3], logprobs=SCORES, prompt_logprobs=[None, {1: Logprob(-1.0, 1)}, SCORES[0]])
+    scored.prompt_token_ids = [4, 1, 1]
+    choice = plain(completion([scored], BY, Extras(echo=["!HeHe"])))["choices"][0]
+    assert choice["text"] == "!HeHeHey 0"
+    assert choice["logprobs"]["tokens"] == ["!", "He", "He", "He", "bytes:\\xf0\\x9f"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -0.5, -0.5, -9999.0]
+    assert choice["logprobs"]["top_logprobs"][0] is None
+    assert choice["logprobs"]["text_offset"] == [0, 1, 3, 5, 7]
+
+
+def test_token_ids_where_they_are_wanted() -> None:
+    wanted = Extras(token_ids=True)
+    chat = plain(chat_completion(output(), 0, BY, wanted))
+    assert (chat["prompt_token_ids"], chat["choices"][0]["token_ids"]) == ([7, 8, 9], [1, 2])
+    text = plain(completion([output()], BY, wanted))["choices"][0]
+    assert (text["prompt_token_ids"], text["token_ids"]) == ([7, 8, 9], [1, 2])
+
+
+def test_metrics_of_several_prompts() -> None:
+    """Times of the slowest, sums of the rest; what never came is null."""
+    quick = output()
+    quick.metrics = RequestMetrics(3.0, None, None, 3.5, num_cached_tokens=2)
+    assert plain(metrics_of([quick, output()])) == {**METRICS, "cached_tokens": 3}
+    assert plain(metrics_of([quick]))["queue_time"] is None
+    assert plain(metrics_of([quick]))["waited_for"] is None
 
 
 def test_log_probabilities_of_the_prompt() -> None:

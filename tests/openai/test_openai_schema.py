@@ -7,18 +7,13 @@ from typing import Any
 
 import pytest
 
+from octavo.openai.decode import decode_body
 from octavo.openai.errors import FieldError, refusal
-from octavo.openai.schema import (
-    IGNORED,
-    UNSUPPORTED,
-    ChatCompletionRequest,
-    CompletionRequest,
-    SamplingFields,
-    decode_body,
-)
+from octavo.openai.schema import IGNORED, ChatCompletionRequest, CompletionRequest, SamplingFields
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"prompt": "Hi"}
+BOTH: list[tuple[type[SamplingFields], dict[str, Any]]] = [(ChatCompletionRequest, CHAT), (CompletionRequest, TEXT)]
 
 
 def decode(kind: type[SamplingFields], fields: dict[str, Any]) -> Any:
@@ -55,7 +50,7 @@ def test_prompts_of_all_kinds(prompt: Any) -> None:
 @pytest.mark.parametrize("kind", [ChatCompletionRequest, CompletionRequest])
 def test_null_is_the_same_as_nothing(kind: type[SamplingFields]) -> None:
     fields = CHAT if kind is ChatCompletionRequest else TEXT
-    names = {*kind.__struct_fields__, *UNSUPPORTED, *IGNORED} - set(fields)
+    names = {*kind.__struct_fields__, *kind.UNSUPPORTED, *IGNORED} - set(fields)
     assert decode(kind, fields | dict.fromkeys(names)) == decode(kind, fields)
 
 
@@ -63,13 +58,18 @@ def test_who_asks_is_ignored() -> None:
     assert decode(CompletionRequest, TEXT | {name: {"a": 1} for name in IGNORED}) == decode(CompletionRequest, TEXT)
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_is_not_supported_is_refused_unless_it_asks_for_nothing(name: str) -> None:
-    error = error_of(CompletionRequest, TEXT | {name: ["something"]})
+@pytest.mark.parametrize(
+    ("kind", "good", "name"),
+    [(kind, good, name) for kind, good in BOTH for name in kind.UNSUPPORTED],
+)
+def test_what_is_not_supported_is_refused_unless_it_asks_for_nothing(
+    kind: type[SamplingFields], good: dict[str, Any], name: str
+) -> None:
+    error = error_of(kind, good | {name: ["something"]})
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert str(error) == f"{name} is not supported; leave it out"
-    for neutral in UNSUPPORTED[name]:
-        assert decode(CompletionRequest, TEXT | {name: neutral}) == decode(CompletionRequest, TEXT)
+    for neutral in kind.UNSUPPORTED[name]:
+        assert decode(kind, good | {name: neutral}) == decode(kind, good)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_generation_defaults(path: Path) -> None:
         ({"rope__scaling__type": "longrope"}, "'longrope' is not supported; accepted: none, linear, yarn"),
         ({"rope__scaling__type": 7}, "expected a string"),
         ({"rope__scaling__type": "linear", "rope__scaling__factor": 0.0}, "expected a number above 0"),
-        ({"expert_count": 8}, "mixtures of experts are not supported"),
+        ({"expert_count": 8}, "llama.expert_used_count is missing"),
         ({"attention__sliding_window_pattern": 6}, "sliding_window_pattern is not supported"),
     ],
 )
@@ -291,7 +291,7 @@ def test_unknown_architectures(path: Path, architecture: str) -> None:
     write_gguf(path, {}, {"token_embd.weight": (np.ones((4, 32), np.float32), "F32")}, architecture)
     with pytest.raises(ModelError, match="accepted: llama, qwen2, qwen3") as caught:
         GGUFCheckpoint.open(path)
-    assert len(str(caught.value)) < len(str(path)) + 200
+    assert len(str(caught.value)) < len(str(path)) + 250
 
 
 def test_a_file_of_metadata_alone(path: Path) -> None:

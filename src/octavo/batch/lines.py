@@ -7,14 +7,31 @@ from typing import Any
 
 import msgspec
 
+from octavo.openai.decode import decode_body
 from octavo.openai.errors import ErrorBody, FieldError
 from octavo.openai.responses import ChatCompletion, Completion
-from octavo.openai.schema import Body, ChatCompletionRequest, CompletionRequest, decode_body
+from octavo.openai.schema import Body, ChatCompletionRequest, CompletionRequest
 
 ENDPOINTS: dict[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
 }
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "stream": (False,),
+    "stream_options": (),
+    "timeout": (),
+    "cache_salt": ("",),
+    "add_special_tokens": (),
+    "truncate_prompt_tokens": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "chat_template": (),
+    "parallel_tool_calls": (True,),
+}
+"""Fields of a server's requests that make no sense in a file, or are not supported there."""
+
 PREFIX = b'{"id":"batch_req_'
 """How every output line begins."""
 
@@ -113,7 +130,7 @@ def parse_job(envelope: Envelope) -> Job:
         raise FieldError(f"url is {url!r:.80}; accepted: {', '.join(ENDPOINTS)}", "url")
     if "body" not in fields:
         raise FieldError("body is missing", "body")
-    return Job(envelope.number, envelope.custom_id, decode_body(fields["body"], ENDPOINTS[url]))
+    return Job(envelope.number, envelope.custom_id, decode_body(fields["body"], ENDPOINTS[url], UNSUPPORTED))
 
 
 def encode_line(

@@ -21,7 +21,7 @@ from octavo.batch.lines import (
 from octavo.batch.output_file import OutputFile
 from octavo.errors import ModelError, OctavoError, RequestError
 from octavo.openai.errors import ErrorBody, FieldError, failure, refusal
-from octavo.openai.requests import prompts_of, sampling_params, template_options
+from octavo.openai.requests import check_unforced, prompts_of, sampling_params, template_options
 from octavo.openai.responses import Answered, ChatCompletion, Completion, chat_completion, completion
 from octavo.openai.schema import ChatCompletionRequest
 from octavo.outputs import RequestOutput
@@ -190,6 +190,7 @@ class BatchRunner:
 
     def _prompts(self, job: Job) -> list[str] | list[list[int]]:
         if isinstance(job.body, ChatCompletionRequest):
+            check_unforced(job.body)
             return [self._llm.render(job.body.messages, **template_options(job.body))]
         return prompts_of(job.body)
 

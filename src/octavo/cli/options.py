@@ -99,13 +99,19 @@ def lora_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--lora", "loras", multiple=True, type=NamedPath(), metavar="NAME=PATH", help=help)(command)
 
 
+def with_room_for(loras: Sequence[tuple[str, str]], given: dict[str, Any]) -> dict[str, Any]:
+    """The engine's options, with room for adapters that were named: the more, the more places."""
+    if not loras:
+        return given
+    places = given.get("max_loras", min(len(loras), EngineConfig.max_loras))
+    return {**given, "enable_lora": True, "max_loras": places, "max_cpu_loras": max(places, len(loras))}
+
+
 def load(model: str, given: dict[str, Any], loras: Sequence[tuple[str, str]] = ()) -> LLM:
     """Check the options, then load the model: the import of torch takes longer than most mistakes deserve. ``loras``:
     names and folders of LoRA adapters, which are loaded, too.
     """
-    if loras:
-        places = given.get("max_loras", min(len(loras), EngineConfig.max_loras))
-        given = {**given, "enable_lora": True, "max_loras": places, "max_cpu_loras": max(places, len(loras))}
+    given = with_room_for(loras, given)
     EngineConfig.from_kwargs(model, **given)
     from octavo.llm import LLM
 

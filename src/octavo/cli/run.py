@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from octavo.cli.form import form_options, split_form
 from octavo.cli.interrupt import interrupts_between_steps
 from octavo.cli.options import engine_options, load, lora_option, read_text_file, split_engine_options
+from octavo.cli.shown import ShownAnswer
 from octavo.errors import OctavoError, RequestError, UsageError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.text.named_templates import TEMPLATES
+from octavo.text.output.detect import output_format
+from octavo.text.output.formats import OutputFormat
+from octavo.text.output.router import OutputRouter, begins_in_reasoning
+from octavo.text.output.special import with_markers
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
@@ -22,6 +29,7 @@ Message = dict[str, str]
 
 CHAT_HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 DEFAULT_MAX_TOKENS = 512
+_NAMED = " or ".join(TEMPLATES)
 
 
 @click.command(no_args_is_help=True)
@@ -37,8 +45,9 @@ DEFAULT_MAX_TOKENS = 512
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given several times.")
 @click.option("--raw", is_flag=True, help="Complete the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="A system message for the chat template.")
-@click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
+@click.option("--chat-template", metavar="FILE", help=f"A Jinja chat template instead of the model's own, or {_NAMED}.")
 @lora_option
+@form_options
 @engine_options
 def run(
     model: str,
@@ -56,10 +65,14 @@ def run(
         raise UsageError(f"{len(loras)} adapters are given; accepted: one --lora, which all answers have")
     given = split_engine_options(options)
     if chat_template is not None:
-        given["chat_template"] = read_text_file("the chat template", chat_template)
+        is_name = chat_template in TEMPLATES
+        given["chat_template"] = chat_template if is_name else read_text_file("the chat template", chat_template)
+    form = split_form(options)
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
     if "stop" in chosen:
         chosen["stop"] = list(chosen["stop"])
+    if form is not None:
+        chosen["structured_outputs"] = form
     SamplingParams(**chosen)  # so that a mistake is told before the model is loaded
     if sys.stdin is None and prompt in (None, "-"):
         raise UsageError("standard input is closed; give the prompt as an argument")
@@ -95,24 +108,33 @@ class _Talk:
         self._options = options
         self._fixed_length = fixed_length
 
-    def answer(self, prompt: str | list[Message]) -> str:
-        """Stream one answer to standard output and its figures to standard error; return its text."""
-        token_ids = self._llm.encode(prompt)
-        params = self._params_for(len(token_ids))
-        request_id = self._llm.engine.add_request(token_ids, params, lora=self._lora)
-        text = ""
+    def answer(self, prompt: str | list[Message]) -> Message:
+        """Stream one answer to standard output and its figures to standard error; return it as a message."""
+        engine = self._llm.engine
+        text = prompt if isinstance(prompt, str) else self._llm.render(prompt)
+        token_ids = engine.encode(text, add_special_tokens=isinstance(prompt, str))
+        format = OutputFormat() if isinstance(prompt, str) else self._format
+        request_id = engine.add_request(token_ids, self._params_for(len(token_ids), format), lora=self._lora)
+        router = OutputRouter(format, in_reasoning=begins_in_reasoning(text, format))
+        shown, length = ShownAnswer(router, sys.stdout.isatty()), 0
         try:
             with contextlib.closing(self._follow(request_id)) as outputs:
                 for output in outputs:
-                    click.echo(output.outputs[0].text[len(text) :], nl=False)
-                    sys.stdout.flush()
-                    text = output.outputs[0].text
+                    shown.feed(output.outputs[0].text[length:])
+                    length = len(output.outputs[0].text)
+            shown.finish()
         finally:
             click.echo()
         if output.outputs[0].finish_reason == "error":
-            raise OctavoError(f"the model failed: {output.outputs[0].stop_reason}")
+            raise OctavoError(f"the answer failed: {output.outputs[0].stop_reason}")
         click.secho(_figures(output), err=True, dim=True)
-        return text
+        return {"role": "assistant", "content": shown.content, "reasoning_content": shown.reasoning}
+
+    @property
+    def _format(self) -> OutputFormat:
+        """How the model reasons. Calls are not looked for, as there are no tools."""
+        tokenizer = self._llm.tokenizer
+        return output_format(self._llm.config.chat_template or tokenizer.chat_template, tools="none")
 
     def _follow(self, request_id: str) -> Generator[RequestOutput, None, None]:
         """Step until the request is finished; Ctrl-C or closing the iterator aborts it."""
@@ -128,12 +150,12 @@ class _Talk:
         finally:
             engine.abort(request_id)
 
-    def _params_for(self, prompt_length: int) -> SamplingParams:
+    def _params_for(self, prompt_length: int, format: OutputFormat) -> SamplingParams:
         """Without a length of the user's own, the default one is cut to what fits behind the prompt."""
         room = self._llm.engine.scheduler.token_limit - prompt_length
-        if self._fixed_length or room < 1:
-            return SamplingParams(**self._options)
-        return SamplingParams(**(self._options | {"max_tokens": min(DEFAULT_MAX_TOKENS, room)}))
+        length = {} if self._fixed_length or room < 1 else {"max_tokens": min(DEFAULT_MAX_TOKENS, room)}
+        params = SamplingParams(**(self._options | length))
+        return params if self._llm.tokenizer is None else with_markers(params, format, self._llm.tokenizer)
 
 
 def _figures(output: RequestOutput) -> str:
@@ -168,7 +190,7 @@ def _turn(talk: _Talk, history: list[Message], line: str) -> list[Message]:
     """Answer one line; a turn that failed or was stopped is not part of the history that is returned."""
     turn: list[Message] = [*history, {"role": "user", "content": line}]
     try:
-        return [*turn, {"role": "assistant", "content": talk.answer(turn)}]
+        return [*turn, talk.answer(turn)]
     except KeyboardInterrupt:
         click.secho("Stopped; this turn is forgotten.", err=True, dim=True)
     except RequestError as error:

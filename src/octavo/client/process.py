@@ -40,7 +40,7 @@ class EngineProcess:
         self.last_words: LastWords | None = None
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "octavo.engine_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "octavo.engine_process", str(theirs.fileno()), str(self.folder)],
                 stdin=subprocess.PIPE,
                 stdout=2,
                 pass_fds=[theirs.fileno()],
@@ -50,7 +50,7 @@ class EngineProcess:
         assert self._process.stdin is not None
         try:
             with self._process.stdin as stdin:
-                stdin.write(encode(Start(config, limits, str(self.folder))))
+                stdin.write(encode(Start(config, limits)))
         except BrokenPipeError:  # it has died already: `died` tells why
             pass
 
@@ -82,6 +82,10 @@ class EngineProcess:
         """Give it so long to end by itself. Blocks."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
+
+    def kill(self) -> None:
+        """End it now; `died` then returns."""
+        self._process.kill()
 
     def remove_folder(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -96,7 +96,7 @@ class RemoteEngine:
         try:
             info = await _ready(process, connection, death, on_phase)
         except BaseException:
-            death.cancel()
+            await _cancel([death])
             connection.close()
             process.end()
             raise
@@ -272,8 +272,7 @@ class RemoteEngine:
         tasks, self._tasks = self._tasks, []
         if not tasks:
             return
-        for task in tasks:
-            task.cancel()
+        await _cancel(tasks)
         if self._dead is None:
             self._connection.send(encode(Stop()))
             await asyncio.to_thread(self._process.wait, STOP_SECONDS)
@@ -299,10 +298,15 @@ class RemoteEngine:
     # ---------------------------------------------------------------- news
 
     async def _pump(self) -> None:
-        while True:
-            message = decode_from_engine(await self._connection.receive())
-            if isinstance(message, News):
-                self._take(message)
+        try:
+            while True:
+                message = decode_from_engine(await self._connection.receive())
+                if isinstance(message, News):
+                    self._take(message)
+        except Exception as error:  # nobody shall wait for news that can no longer be read
+            self._die(f"the engine's news cannot be read: {error}")
+            self._process.kill()
+            raise
 
     def _take(self, news: News) -> None:
         streams = self._streams
@@ -339,6 +343,13 @@ class RemoteEngine:
                 future.set_exception(RequestError(answer.error))
             else:
                 future.set_result(answer.value)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """End tasks, and wait until they have let go of what they used."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _as_error(refused: Refused) -> OctavoError:

@@ -33,19 +33,18 @@ class Stream:
     # ---------------------------------------------------------------- what comes
 
     def take_piece(self, piece: Piece) -> None:
-        known = self._pending.get(piece.index)
-        if known is None:
-            self._pending[piece.index] = CompletionOutput(
-                piece.index,
-                piece.text,
-                piece.token_ids,
-                piece.logprobs,
-                piece.cumulative_logprob,
-                piece.finish_reason,
-                piece.stop_reason,
-            )
-        else:
-            _join(known, piece)
+        new = CompletionOutput(
+            piece.index,
+            piece.text,
+            piece.token_ids,
+            piece.logprobs,
+            piece.cumulative_logprob,
+            piece.finish_reason,
+            piece.stop_reason,
+        )
+        known = self._pending.setdefault(piece.index, new)
+        if known is not new:
+            known.append(new)
         self._wake()
 
     def take_scores(self, prompt_logprobs: list[Logprobs | None]) -> None:
@@ -89,13 +88,3 @@ class Stream:
             scores,
             self._embedding,
         )
-
-
-def _join(known: CompletionOutput, piece: Piece) -> None:
-    """Append a later piece of the same completion."""
-    known.text += piece.text
-    known.token_ids += piece.token_ids
-    if piece.logprobs is not None:
-        known.logprobs = (known.logprobs or []) + piece.logprobs
-    known.cumulative_logprob = piece.cumulative_logprob
-    known.finish_reason, known.stop_reason = piece.finish_reason, piece.stop_reason

@@ -93,7 +93,8 @@ class Load(msgspec.Struct, frozen=True):
 class EngineClient(Protocol):
     """An engine to talk to from an event loop. All methods are called from one loop, and none blocks it."""
 
-    info: EngineInfo
+    @property
+    def info(self) -> EngineInfo: ...
 
     def generate(
         self,

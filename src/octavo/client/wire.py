@@ -27,11 +27,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What the process needs to begin with; ``folder`` is where the sockets are."""
+    """What the process needs to begin with."""
 
     config: EngineConfig
     limits: Limits
-    folder: str
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -90,12 +90,13 @@ class EngineLoop:
 
     def _check_room(self, arrived: Arrived) -> None:
         scheduler = self._engine.scheduler
+        stats = scheduler.stats()
         count = 1 if arrived.message.embed else arrived.message.params.n
         self._door.check(
             count,
             count * len(arrived.token_ids),
-            waiting=len(scheduler.waiting),
-            rows=scheduler.max_num_seqs - len(scheduler.running),
+            waiting=stats.waiting,
+            rows=scheduler.max_num_seqs - stats.running,
             waiting_tokens=scheduler.waiting.num_tokens,
             now=time.monotonic(),
         )
@@ -127,7 +128,6 @@ class EngineLoop:
             self._failed(error)
         else:
             self._failures = 0
-            self._meter.steps += 1
             self._desk.tell(outputs)
 
     def _failed(self, error: Exception) -> None:

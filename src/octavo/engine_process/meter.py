@@ -16,14 +16,13 @@ class Meter:
     """Listens to an engine. A snapshot may be taken in any thread: it reads numbers, each of which is right by itself.
 
     Attributes:
-        steps: that have come back.
         generated_tokens, finished: as told to callers; ``finished`` is of completions, by reason.
     """
 
     def __init__(self, engine: Engine, door: Door) -> None:
-        self.steps = 0
         self.generated_tokens = 0
         self.finished: Counter[str] = Counter()
+        self._launched = 0
         self._prompt_tokens = 0
         self._cached_tokens = 0
         self._preemptions = 0
@@ -33,12 +32,13 @@ class Meter:
 
     def snapshot(self) -> Load:
         scheduler = self._scheduler
+        stats = scheduler.stats()
         return Load(
-            steps=self.steps,
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            steps=self._launched - scheduler.num_in_flight,
+            running=stats.running,
+            waiting=stats.waiting,
             waiting_tokens=scheduler.waiting.num_tokens,
-            blocks_used=scheduler.pool.num_blocks - scheduler.pool.num_free,
+            blocks_used=stats.num_blocks - stats.free_blocks,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self.generated_tokens,
             cached_tokens=self._cached_tokens,
@@ -48,6 +48,7 @@ class Meter:
         )
 
     def _hear(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
+        self._launched += plan is not None
         for event in events:
             kind = type(event)
             if kind is Admitted:

@@ -33,13 +33,13 @@ SWITCH_SECONDS = 0.001
 """How long the inbox may keep the interpreter from the thread that steps, which has just got its tokens."""
 
 
-def run(start: Start) -> None:
-    """Serve an engine until it is stopped. Raises what keeps it from starting, and what ends it."""
+def run(start: Start, folder: str) -> None:
+    """Serve an engine, at sockets in ``folder``, until it is stopped. Raises what keeps it from starting or ends it."""
     sys.setswitchinterval(SWITCH_SECONDS)
     with (
         _context() as context,
-        Outbox(_bound(context, zmq.PUSH, start.folder, "news")) as outbox,
-        Inbox(_bound(context, zmq.PULL, start.folder, "requests")) as inbox,
+        Outbox(_bound(context, zmq.PUSH, folder, "news")) as outbox,
+        Inbox(_bound(context, zmq.PULL, folder, "requests")) as inbox,
     ):
         config = locate(start.config)
         engine = build_engine(config, sys.stderr.isatty(), lambda phase: outbox.send(Loading(phase)))

@@ -70,7 +70,9 @@ def write(source: Source, folder: Path, quantize: str | None, max_shard_size: in
 
 
 def fit(wanted: Scheme, tensors: Sequence[LazyTensor]) -> Quantization:
-    """The scheme with the largest group, up to its own, that divides the inputs of all matrices."""
+    """The scheme with the largest group, up to its own, that divides the inputs of all matrices; of int8 without
+    groups if there is none.
+    """
     inputs = {tensor.shape[1] for tensor in tensors if is_linear(tensor)}
     if not inputs:
         raise ModelError(f"no tensor's name ends in {LINEAR}: nothing of this model can be quantized")
@@ -80,6 +82,8 @@ def fit(wanted: Scheme, tensors: Sequence[LazyTensor]) -> Quantization:
     for group in GROUPS:
         if group <= most and all(k % group == 0 for k in inputs):
             return Quantization(replace(wanted, group=group, fine_below=0), group)
+    if wanted.kind == "int8":
+        return Quantization(replace(wanted, group=None), None)
     sizes = ", ".join(map(str, sorted(inputs)))
     raise UsageError(f"{wanted.name} needs matrices with a multiple of {GROUPS[-1]} inputs; these have {sizes}")
 

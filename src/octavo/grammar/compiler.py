@@ -15,7 +15,24 @@ from octavo.grammar.vocabulary import Vocabulary
 from octavo.structured_outputs import StructuredOutputs
 
 MOST_GRAMMARS = 64
-"""Kept at once. Each has a lexer of up to some ten megabytes, which its requests share and warm up for each other."""
+"""Kept at once. Each has a lexer of up to some 20 MB, which its requests share and warm up for each other."""
+
+MOST_USES = 1000
+"""A lexer only grows, up to a limit at which it fails. So one that many have used is left to them, and made anew."""
+
+
+class _Known:
+    """A grammar that is compiled, or will be."""
+
+    def __init__(self, compiled: Future[LLMatcher]) -> None:
+        self.compiled = compiled
+        self.uses = 0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether one more may use it; what failed may have been the machine's fault."""
+        failed = self.compiled.done() and self.compiled.exception() is not None
+        return not failed and self.uses < MOST_USES
 
 
 class Compiler:
@@ -24,17 +41,22 @@ class Compiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-grammar")
-        self._known: OrderedDict[Hashable, Future[LLMatcher]] = OrderedDict()
+        self._known: OrderedDict[Hashable, _Known] = OrderedDict()
 
     def compile(self, form: StructuredOutputs) -> Future[LLMatcher]:
         """A matcher at the grammar's beginning, to copy, once it is compiled; or a ``RequestError``."""
-        future = self._known.get(form.key)
-        if future is None or (future.done() and future.exception() is not None):  # it may have been the machine's fault
-            future = self._known[form.key] = self._pool.submit(self._compile, form)
+        known = self._known.get(form.key)
+        if known is None or not known.is_good:
+            known = self._known[form.key] = _Known(self._pool.submit(self._compile, form))
         self._known.move_to_end(form.key)
         if len(self._known) > MOST_GRAMMARS:
             self._known.popitem(last=False)
-        return future
+        known.uses += 1
+        return known.compiled
+
+    def forget(self, form: StructuredOutputs) -> None:
+        """Compile it anew the next time: its lexer has failed."""
+        self._known.pop(form.key, None)
 
     def _compile(self, form: StructuredOutputs) -> LLMatcher:
         grammar = checked_grammar(form, self._vocabulary.specials)

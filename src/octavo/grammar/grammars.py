@@ -31,6 +31,7 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
+    form: StructuredOutputs
     compiled: Future[LLMatcher]
     ends: np.ndarray | None
 
@@ -63,7 +64,7 @@ class Grammars:
         """
         tools = self._made_tools()
         ends = tools.vocabulary.bits_of(end_token_ids) if end_token_ids else None
-        entry = _Waiting(tools.compiler.compile(form), ends)
+        entry = _Waiting(form, tools.compiler.compile(form), ends)
         if entry.compiled.done() and not self._begin({request_id: entry}):
             return ""
         self._waiting[request_id] = entry
@@ -84,7 +85,7 @@ class Grammars:
         endings = []
         for name, entry in compiled.items():
             try:
-                self._matchers[name] = Matcher(entry.compiled.result(), entry.ends)
+                self._matchers[name] = Matcher(entry.form, entry.compiled.result(), entry.ends)
             except RequestError as error:
                 endings.append(Ending(name, "error", str(error)))
         return endings + self._update([name for name in compiled if name in self._matchers])
@@ -133,4 +134,7 @@ class Grammars:
         if matchers:
             self._made_tools().masks.update(matchers)
         failed = [Ending(n, "error", m.error) for n, m in zip(names, matchers, strict=True) if m.error]
+        for matcher in matchers:
+            if matcher.error:
+                self._made_tools().compiler.forget(matcher.form)
         return failed + [Ending(n, "stop", None) for n, m in zip(names, matchers, strict=True) if m.over]

@@ -10,6 +10,7 @@ from llguidance import LLExecutor, LLMatcher
 
 from octavo.grammar.source import explain
 from octavo.grammar.vocabulary import Vocabulary
+from octavo.structured_outputs import StructuredOutputs
 
 _FEW = 4
 """So many masks are made sooner in this thread than by handing them to others."""
@@ -19,15 +20,17 @@ class Matcher:
     """One completion's place in its grammar.
 
     Attributes:
+        form: what it follows.
         mask: bits of the tokens that may come next, ``Vocabulary.mask_bytes``; bit i % 8 of byte i // 8 is token i.
         over: the grammar has come to its end and leaves no choice but to end, which no token of the request's says.
         error: why it cannot go on, or an empty string.
     """
 
-    __slots__ = ("_ends", "_library", "error", "mask", "over")
+    __slots__ = ("_ends", "_library", "error", "form", "mask", "over")
 
-    def __init__(self, start: LLMatcher, ends: np.ndarray | None) -> None:
+    def __init__(self, form: StructuredOutputs, start: LLMatcher, ends: np.ndarray | None) -> None:
         """``start`` is copied; ``ends`` are the bits of the request's end tokens, uint8, or None if it has none."""
+        self.form = form
         self._library = start.deep_copy()
         self._ends = ends
         self.mask, self.over, self.error = b"", False, ""

@@ -32,7 +32,7 @@ def grammar_of(kind: str, value: Any, compact: bool) -> str:
 
 
 def parser_limits() -> LLParserLimits:
-    """What one grammar may cost: some 20 ms to compile, some 10 ms and a share of 50 MB for each token."""
+    """What one grammar may cost: parts of a second to compile, some 20 MB, and some 10 ms for a mask."""
     return LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=25_000, verbose_errors=False)
 
 

@@ -53,7 +53,7 @@ class Int8Weight(PackedWeight):
 
     Attributes:
         values: int8 ``[N, K]``.
-        scales: float32 ``[N, K / group]``; one column (group = K) is a scale for each output channel.
+        scales: float32 or float16 ``[N, K / group]``; one column (group = K) is a scale for each output channel.
         quantizes_input: W8A8: each row of x is also rounded to int8, by its own scale ``max |x| / 127``, and the
             product is exact in int32. Only with one scale a channel (arXiv:2206.01861).
     """

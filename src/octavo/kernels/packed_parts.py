@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.kernels import memory
 from octavo.kernels.packed import (
     BlockWeight,
     Fp8Weight,
@@ -150,7 +151,8 @@ def _alike(a: Operand, b: Operand) -> bool:
         case BlockWeight(), BlockWeight():
             return a.kind == b.kind
         case Int8Weight(), Int8Weight():
-            return a.group == b.group and a.quantizes_input == b.quantizes_input
+            same = a.group == b.group and a.scales.dtype == b.scales.dtype
+            return same and a.quantizes_input == b.quantizes_input
         case Int4Weight(), Int4Weight():
             whole = a.order is None and b.order is None and (a.zeros is None) == (b.zeros is None)
             return whole and a.group == b.group and a.scales.dtype == b.scales.dtype
@@ -184,7 +186,13 @@ def _with_row_scales(weight: Fp8Weight) -> Fp8Weight:
 def _joined(parts: list[Operand]) -> Operand:
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+        return _cat([part for part in parts if isinstance(part, Tensor)])
     tensors = [part.tensors() for part in parts if isinstance(part, PackedWeight)]
     names = [name for name in tensors[0] if name != "input_scale"]  # which is the same for all
-    return replace(first, **{name: torch.cat([each[name] for each in tensors]) for name in names})
+    return replace(first, **{name: _cat([each[name] for each in tensors]) for name in names})
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """One above the other, in memory that goes back to the system when it is freed."""
+    first, rows = parts[0], sum(len(part) for part in parts)
+    return torch.cat(parts, out=memory.empty((rows, *first.shape[1:]), first.dtype, first.device))

@@ -58,9 +58,7 @@ class ExpertsMatrix(Matrix):
             self._replace(stack_rows([one] * self.count))
 
     def pack(self) -> None:
-        packed = self.ops.pack_experts(self.operand, self.count, self.weight.dtype)
-        if packed is not self.weight:
-            self._replace(packed)
+        self._pack(self.ops.pack_experts(self.operand, self.count, self.weight.dtype))
 
 
 class ExpertsMLP(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import ModelError
+from octavo.kernels import memory
 from octavo.kernels.packed import Operand, PackedWeight
 from octavo.kernels.packed_parts import stack_rows, take_columns, take_rows
 from octavo.layers.build import Build
-from octavo.quantization import memory
 from octavo.quantization.dummy import random_weight, tile
 from octavo.quantization.pack import quantize
 from octavo.quantization.schemes import Scheme
@@ -51,6 +51,8 @@ class Piece(Protocol):
     def packed_kind(self) -> str | None: ...
 
     def packed(self) -> PackedWeight | None: ...
+
+    def release(self) -> None: ...
 
 
 class Weight(nn.Parameter):
@@ -120,6 +122,7 @@ class Matrix(nn.Module):
         self.weight: Weight
         self.packed: Operand | None = None
         self._packed_parts: dict[int | None, Operand] = {}  # by their first row
+        self._kept_pieces: list[Piece] = []
         self._num_filled = 0
 
     @property
@@ -140,6 +143,7 @@ class Matrix(nn.Module):
         part = self._kept(place, tensor)
         if part is not None:
             self._packed_parts[place.rows.start] = part
+            self._kept_pieces.append(tensor)
         elif not self.keep_plain:
             self.weight.load(place, tensor.read(self.weight.dtype))
         self._num_filled += 1
@@ -175,9 +179,13 @@ class Matrix(nn.Module):
 
     def pack(self) -> None:
         """Bring the weight into the ops' own form. Nothing can be loaded afterwards."""
-        packed = self.ops.pack_linear(self.operand)
-        if packed is not self.weight:
+        self._pack(self.ops.pack_linear(self.operand))
+
+    def _pack(self, packed: Operand) -> None:
+        """Take the ops' own form."""
+        if packed is not self.operand:
             self._replace(packed)
+            self._release_pieces()
 
     def _kept(self, place: Place, tensor: Piece) -> Operand | None:
         """This shard's part of a tensor that is packed in the checkpoint and may stay so."""
@@ -198,6 +206,14 @@ class Matrix(nn.Module):
             plain = self.weight.data
             rows = [place.rows for place in self.weight.places]
             self._replace(stack_rows([parts[r.start] if r.start in parts else plain[r].clone() for r in rows]))
+        if len(parts) > 1:
+            self._release_pieces()
+
+    def _release_pieces(self) -> None:
+        """Let go of the file's pages, which were touched again when what they hold was copied."""
+        for piece in self._kept_pieces:
+            piece.release()
+        self._kept_pieces = []
 
     def _replace(self, packed: Operand) -> None:
         self.packed = packed

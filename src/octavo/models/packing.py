@@ -102,4 +102,5 @@ def _packed_bytes(weight: Weight, scheme: Scheme) -> int:
     n, k = weight.full_shape
     bits = 4 if scheme.kind == "int4" else 8
     scales = -(-n // (scheme.rows or n)) * -(-k // (scheme.group_for(k) or k))
-    return n * k * bits // 8 + 4 * scales  # two of 2 bytes for int4
+    in_groups = scheme.kind == "int8" and scheme.group is not None
+    return n * k * bits // 8 + (2 if in_groups else 4) * scales  # two of 2 bytes for int4

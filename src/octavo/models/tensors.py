@@ -39,6 +39,8 @@ class NamedTensor(Protocol):
 
     def packed(self) -> PackedWeight | None: ...
 
+    def release(self) -> None: ...
+
 
 @dataclass(slots=True)
 class Part:
@@ -83,6 +85,9 @@ class Part:
             return None
         part = take_rows(packed, self.rows)
         return part if isinstance(part, PackedWeight) else None
+
+    def release(self) -> None:
+        self.whole.release()
 
 
 def own_name(tensor: NamedTensor, names: Mapping[str, str] | None = None) -> NamedTensor:

@@ -37,11 +37,14 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """Parallel lists, one entry for each token. ``text_offset`` is in characters of the joined ``tokens``."""
+    """Parallel lists, one entry for each token. ``text_offset`` is in characters of the joined ``tokens``.
+
+    An echoed prompt's first token has null for its log-probabilities, as nothing predicts it.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -53,15 +56,18 @@ def chat_logprobs(
 
 
 def completion_logprobs(
-    ids: Sequence[int], logprobs: Sequence[Logprobs], written: TokenBytes | None
+    ids: Sequence[int], logprobs: Sequence[Logprobs | None], written: TokenBytes | None, offset: int = 0
 ) -> CompletionLogprobs:
-    """The completions' shape: the chosen token stands in its place's dictionary even if it is not a likely one."""
+    """The completions' shape: the chosen token stands in its place's dictionary even if it is not a likely one.
+
+    ``offset`` is where the first token begins, in characters.
+    """
     tokens = [token_text(i, written) for i in ids]
     return CompletionLogprobs(
         tokens,
-        [finite(at[i].logprob) for i, at in zip(ids, logprobs, strict=True)],
-        [{token_text(i, written): finite(entry.logprob) for i, entry in at.items()} for at in logprobs],
-        [0, *accumulate(map(len, tokens))][: len(tokens)],
+        [None if at is None else finite(at[i].logprob) for i, at in zip(ids, logprobs, strict=True)],
+        [None if at is None else {token_text(i, written): finite(e.logprob) for i, e in at.items()} for at in logprobs],
+        list(accumulate(map(len, tokens), initial=offset))[: len(tokens)],
     )
 
 

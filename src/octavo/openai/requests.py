@@ -7,6 +7,8 @@ from typing import Any
 
 from octavo.openai.errors import FieldError
 from octavo.openai.schema import Body, ChatCompletionRequest, CompletionRequest
+from octavo.openai.structured import FIELDS as FORMS
+from octavo.openai.structured import structured_outputs_of
 from octavo.sampling_params import SamplingParams
 
 MAX_COMPLETIONS = 4096
@@ -23,7 +25,8 @@ _SAME = (
 def sampling_params(body: Body, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
     """How the body wants to be sampled; ``defaults`` (the model's own) stand in for what it does not say.
 
-    Without a length a chat's answer may be as long as fits, and a completion has 16 tokens, as at OpenAI.
+    Without a length a chat's answer may be as long as fits, and a completion has 16 tokens, as at OpenAI. A completion
+    of no tokens is only its echoed prompt, so the one token that it costs to read that is not shown.
 
     Raises:
         RequestError: a value is out of range, or two contradict each other.
@@ -31,10 +34,12 @@ def sampling_params(body: Body, defaults: Mapping[str, Any] | None = None) -> Sa
     given = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     if body.logit_bias is not None:
         given["logit_bias"] = {_token_id(key): bias for key, bias in body.logit_bias.items()}
+    form = structured_outputs_of({name: getattr(body, name) for name in FORMS})
+    given |= {} if form is None else {"structured_outputs": form}
     if isinstance(body, ChatCompletionRequest):
         given |= {"max_tokens": _chat_length(body), "logprobs": _chat_logprobs(body)}
     else:
-        given["logprobs"] = body.logprobs
+        given |= _echo(body)
     return SamplingParams(**{**(defaults or {}), **given})
 
 
@@ -51,15 +56,34 @@ def prompts_of(body: CompletionRequest) -> list[str] | list[list[int]]:
     return prompts
 
 
-def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
-    """What the chat template gets besides the messages. Raises ``FieldError`` for a forced tool call."""
+def check_stream(body: Body) -> None:
+    """Raise ``FieldError`` for stream options without a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise FieldError("stream_options needs stream to be true", "stream_options")
+
+
+def check_unforced(body: ChatCompletionRequest) -> None:
+    """Raise ``FieldError`` if the answer must be a tool call, for callers that cannot force one."""
     if body.tool_choice not in (None, "auto", "none"):
         raise FieldError("tool_choice can be 'auto' or 'none'; calls cannot be forced", "tool_choice")
+
+
+def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
+    """What the chat template gets besides the messages."""
     return {
         "tools": None if body.tool_choice == "none" else body.tools,
         "add_generation_prompt": body.add_generation_prompt is not False,
+        "continue_final_message": body.continue_final_message is True,
         "chat_template_kwargs": body.chat_template_kwargs,
     }
+
+
+def _echo(body: CompletionRequest) -> dict[str, Any]:
+    if not body.echo:
+        return {"logprobs": body.logprobs}
+    scores = body.logprobs if body.prompt_logprobs is None else max(body.prompt_logprobs, body.logprobs or 0)
+    length = {"max_tokens": 1} if body.max_tokens == 0 else {}
+    return {"logprobs": body.logprobs, "prompt_logprobs": scores, **length}
 
 
 def _token_id(key: str) -> int:

@@ -1,18 +1,13 @@
-"""The bodies of ``/v1/chat/completions`` and ``/v1/completions``, with vLLM's additional sampling fields.
-
-A field that would change the answer and is not supported is refused by name: an answer that silently ignores half
-of a request is worse than none. null is the same as leaving a field out.
-"""
+"""The bodies of ``/v1/chat/completions`` and ``/v1/completions``, with vLLM's additional fields."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import msgspec
 
-from octavo.errors import nearest
-from octavo.openai.errors import FieldError
+from octavo.openai.decode import Fields
 
 IGNORED = frozenset(
     {
@@ -22,29 +17,33 @@ IGNORED = frozenset(
 )
 """Fields that say who asks, and how to bill and keep it, but not what to answer."""
 
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "stream": (False,),
-    "stream_options": (),
-    "response_format": ({"type": "text"},),
-    "echo": (False,),
-    "suffix": ("",),
-    "best_of": (1,),
-    "parallel_tool_calls": (True,),
-    "functions": ([],),
-    "function_call": ("none",),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-    "continue_final_message": (False,),
+_VLLM: dict[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "spaces_between_special_tokens": (True,),
+    "logits_processors": ([],),
+    "kv_transfer_params": (),
+    "vllm_xargs": ({},),
+    "mm_processor_kwargs": ({},),
 }
-"""Known fields that are not supported -> the values that ask for nothing."""
+"""Fields of vLLM's servers that are not supported."""
 
 
-class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which events of a stream say what was used: one more at the end, or (vLLM's) each.
+
+    ``include_obfuscation`` asks for padding that hides the length of tokens; there is none.
+    """
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingFields(Fields, kw_only=True):
     """What both bodies have in common. Ranges are checked by ``SamplingParams``, here only types are."""
+
+    IGNORED: ClassVar[frozenset[str]] = IGNORED
 
     model: str | None = None
     max_tokens: int | None = None
@@ -68,10 +67,41 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
     priority: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    timeout: float | None = None
+    cache_salt: str | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 class ChatCompletionRequest(SamplingFields, kw_only=True):
-    """The body of ``/v1/chat/completions``. ``tools`` go to the chat template; calls are not parsed from the answer."""
+    """The body of ``/v1/chat/completions``."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_VLLM,
+        "best_of": (1,),
+        "functions": ([],),
+        "function_call": ("none",),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "web_search_options": (),
+        "echo": (False,),
+        "suffix": ("",),
+        "include_reasoning": (True,),
+        "documents": ([],),
+    }
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
@@ -79,59 +109,29 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
-    """The body of ``/v1/completions``. ``prompt`` is one text, one list of token ids, or a list of either."""
+    """The body of ``/v1/completions``. ``prompt`` is one text, one list of token ids, or a list of either.
+
+    With a ``suffix`` the model writes what stands between the two, if it has tokens for that.
+    """
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_VLLM,
+        "best_of": (1,),
+        "prompt_embeds": (),
+    }
 
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
 
 
 Body = ChatCompletionRequest | CompletionRequest
-B = TypeVar("B", bound=Body)
-
-
-def decode_body(data: bytes | msgspec.Raw, kind: type[B]) -> B:
-    """Read a body from JSON.
-
-    Raises:
-        FieldError: it is not JSON, or a field is missing, unknown, not supported or of another type.
-    """
-    try:
-        fields = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise FieldError(f"the body is not a JSON object: {error}") from None
-    return convert_body(fields, kind)
-
-
-def convert_body(fields: dict[str, Any], kind: type[B]) -> B:
-    """The body that decoded JSON stands for. Raises ``FieldError`` as `decode_body` does."""
-    wanted = {name: v for name, v in fields.items() if v is not None and name not in IGNORED}
-    _refuse_unsupported(wanted)
-    known = kind.__struct_fields__
-    for name in wanted:
-        if name not in known and name not in UNSUPPORTED:
-            raise FieldError(f"there is no field {name!r}{nearest(name, known)}", name, "unknown_parameter")
-    try:
-        return msgspec.convert({name: v for name, v in wanted.items() if name in known}, kind)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-
-
-def _refuse_unsupported(fields: dict[str, Any]) -> None:
-    for name, neutral in UNSUPPORTED.items():
-        if name in fields and fields[name] not in neutral:
-            raise FieldError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
-
-
-def _explain(message: str) -> FieldError:
-    """msgspec says "Expected `int`, got `str` - at `$.n`": name the field first."""
-    found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
-    if found is None:
-        missing = re.fullmatch(r"Object missing required field `(.*)`", message)
-        return FieldError(f"{missing[1]} is missing" if missing else message, missing[1] if missing else None)
-    what, place = found[1][:1].lower() + found[1][1:], found[2]
-    return FieldError(f"{place}: {what.replace('`', '')}", re.split(r"[.\[]", place)[0] or None)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.kernels import memory
 from octavo.kernels.packed import FP8_MAX, Fp8Weight, Int4Weight, Int8Weight, PackedWeight, pack_nibbles
-from octavo.quantization import memory
 from octavo.quantization.round_int4 import round_groups
 from octavo.quantization.schemes import Scheme
 from octavo.quantization.schemes import scheme as scheme_named
@@ -45,11 +45,11 @@ def quantize(weight: Tensor, scheme: str | Scheme) -> PackedWeight:
 def _int8(weight: Tensor, scheme: Scheme, group: int) -> Int8Weight:
     n, k = weight.shape
     values = memory.empty((n, k), torch.int8, weight.device)
-    scales = weight.new_empty(n, k // group, dtype=torch.float32)
+    scales = weight.new_empty(n, k // group, dtype=torch.float32 if scheme.group is None else _scale_dtype(weight))
     for rows in _chunks(weight):
         groups = weight[rows].float().unflatten(1, (-1, group))
-        scale = groups.abs().amax(-1, keepdim=True) / 127
-        values[rows] = (groups / _nonzero(scale)).round_().flatten(1)
+        scale = (groups.abs().amax(-1, keepdim=True) / 127).to(scales.dtype)
+        values[rows] = (groups / _nonzero(scale.float())).round_().clamp_(-127, 127).flatten(1)
         scales[rows] = scale.squeeze(-1)
     return Int8Weight(values=values, scales=scales, quantizes_input=scheme.quantizes_input)
 
@@ -79,7 +79,7 @@ def _int4(weight: Tensor, scheme: Scheme, group: int) -> Int4Weight:
 
 
 def _scale_dtype(weight: Tensor) -> torch.dtype:
-    """float16 for scales of int4, unless the largest one is so large or so small that it cannot say them well."""
+    """float16 for scales of groups, unless the largest one is so large or so small that it cannot say them well."""
     largest = max((abs(extreme) for extreme in torch.aminmax(weight)), default=0.0) if weight.numel() else 0.0
     return torch.float16 if 2.0**-9 <= largest <= 2.0**15 else torch.float32
 

@@ -55,7 +55,8 @@ FINE = 32
 SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme(name="int8", kind="int8"),
+        Scheme(name="int8", kind="int8", group=64),
+        Scheme(name="int8-channel", kind="int8"),
         *(Scheme(name=f"int8-g{group}", kind="int8", group=group) for group in GROUPS[:3]),
         Scheme(name="w8a8", kind="int8", quantizes_input=True),
         Scheme(name="fp8", kind="fp8"),

@@ -12,9 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.errors import RequestError
+from octavo.text.chat_messages import fit_messages, knows_tools
+from octavo.text.named_templates import TEMPLATES
 from octavo.text.template_process import render_template
+from octavo.text.tools_prompt import with_tools_in_words
 
-_OURS = ("messages", "tools", "documents", "add_generation_prompt")
+_OURS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+_END_OF_FINAL = "\ue000octavo-end-of-final-message\ue000"
+"""Marks where the final message ends; of letters for private use, which no honest text has."""
 
 
 def render_chat(
@@ -23,6 +28,7 @@ def render_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     bos_token: str | None = None,
     eos_token: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -33,10 +39,12 @@ def render_chat(
     Encode it with ``add_special_tokens=False``: a template writes BOS itself.
 
     Args:
-        template: the model's chat template.
+        template: the model's chat template, or the name of one of ``TEMPLATES``.
         messages: OpenAI messages; see ``check_messages``.
-        tools: OpenAI tool definitions, handed to the template.
+        tools: OpenAI tool definitions, handed to the template; described in words if it does not know of tools.
         add_generation_prompt: end with the words that open the assistant's turn.
+        continue_final_message: end within the last message, so that the model goes on with it. It takes the place of
+            ``add_generation_prompt``.
         bos_token, eos_token: texts of these tokens, for the template.
         chat_template_kwargs, kwargs: more variables for the template, such as ``enable_thinking``.
 
@@ -45,13 +53,41 @@ def render_chat(
             rules or limits, or the messages are malformed.
     """
     if template is None:
-        raise RequestError("this model has no chat template; use generate with a plain prompt, or pass chat_template=")
+        raise RequestError(
+            "this model has no chat template; use generate, or give chat_template="
+            f" (a template, or {' or '.join(TEMPLATES)})"
+        )
+    template = TEMPLATES.get(template, template) if isinstance(template, str) else template
     variables: dict[str, Any] = {"bos_token": bos_token, "eos_token": eos_token}
     variables = {name: token for name, token in variables.items() if token is not None}
     variables |= _check_kwargs(chat_template_kwargs) | _check_kwargs(kwargs)
-    variables |= {"messages": check_messages(messages), "tools": _check_tools(tools), "documents": None}
-    variables["add_generation_prompt"] = bool(add_generation_prompt)
+    variables |= _conversation(template, check_messages(messages), _check_tools(tools))
+    variables["add_generation_prompt"] = bool(add_generation_prompt) and not continue_final_message
+    if continue_final_message:
+        return _render_unfinished(template, variables)
     return render_template(template, variables)
+
+
+def _conversation(template: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """The messages and tools in the form that suits the template."""
+    if not isinstance(template, str):
+        return {"messages": messages, "tools": tools, "documents": None}
+    messages = fit_messages(messages, template)
+    if not knows_tools(template):
+        messages, tools = with_tools_in_words(messages, tools), None
+    return {"messages": messages, "tools": tools, "documents": None}
+
+
+def _render_unfinished(template: str, variables: dict[str, Any]) -> str:
+    """The prompt up to the end of the last message's content."""
+    *before, last = variables["messages"]
+    if not isinstance(last.get("content"), str) or last.get("tool_calls"):
+        raise RequestError("continue_final_message needs a last message with text, and without tool calls")
+    marked = {**last, "content": last["content"] + _END_OF_FINAL}
+    text, found, _ = render_template(template, {**variables, "messages": [*before, marked]}).rpartition(_END_OF_FINAL)
+    if not found:
+        raise RequestError("continue_final_message: the chat template does not print the last message")
+    return text
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -99,8 +99,11 @@ class GGUFCheckpoint(Checkpoint):
 
 
 class GGUFTensor(LazyTensor):
-    """A tensor in a GGUF file. ``permuted_heads``: over how many heads its rows are permuted, or None;
-    ``kept_plus_one``: the file has 1 more than the weight.
+    """A tensor in a GGUF file.
+
+    Args:
+        permuted_heads: over how many heads its rows are permuted, or None.
+        kept_plus_one: the file has 1 more than the weight.
     """
 
     def __init__(

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelError
 
+AROUND = 1 << 20
+"""Bytes: more than the system brings in around a page that is touched. Of many small tensors that was a quarter."""
+
 
 class MappedFile:
     """A regular file's pages, read-only.
@@ -42,9 +45,11 @@ class MappedFile:
         return self.bytes[offset : offset + nbytes]
 
     def release(self, offset: int, nbytes: int) -> None:
-        """Let go of the pages that hold these bytes. Views stay valid."""
+        """Let go of the pages that hold these bytes, and of those ``AROUND`` before them, which came back with the
+        first of these. Views stay valid.
+        """
         if nbytes and hasattr(mmap, "MADV_DONTNEED"):
-            begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            begin = max(offset - AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, begin, offset + nbytes - begin)
 
 

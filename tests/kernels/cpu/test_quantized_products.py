@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(build.load_library() is None, reason="no C compi
 SETS = ("native", "x86-64-v4", "x86-64-v3", "x86-64")
 NEEDS = {"x86-64-v4": "avx512dq", "x86-64-v3": "fma"}
 ROWS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 25, 33, 64, 65, 130)
-SCHEMES = ("int8", "int8-g128", "int8-g32", "int4", "int4-g32", "fp8", "fp8-tensor", "fp8-block")
+SCHEMES = ("int8", "int8-channel", "int8-g128", "int8-g32", "int4", "int4-g32", "fp8", "fp8-tensor", "fp8-block")
 NUMBERS_AT = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q6_K": (208,)}
 FP8 = torch.float8_e4m3fn
 ONE = torch.ones(1, 1)
@@ -195,7 +195,9 @@ def test_extreme_scales(products, kind, size):
 def test_extreme_scales_of_int8(products):
     weight = quantize(randn(18, 64), "int8-g32")
     for factor in (1e-30, 1e30):
-        check(products, replace(weight, scales=weight.scales * factor), rows=(1, 8, 20))
+        check(products, replace(weight, scales=weight.scales.float() * factor), rows=(1, 8, 20))
+    for half in (1e-7, 6.5e4):
+        check(products, replace(weight, scales=torch.full_like(weight.scales, half)), rows=(1, 8, 20))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from octavo.kernels.cpu.ops import CpuOps
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.triton.ops import TritonOps
 
@@ -36,7 +37,7 @@ def test_exactly_the_tokens_without_a_bit_are_banned(device, num_rows, rows, voc
     expected = logits.clone()
     for row, keep in zip(rows, allowed, strict=True):
         expected[row, ~keep] = -torch.inf
-    for ops, place in ((ReferenceOps(), "cpu"), (TritonOps(), device)):
+    for ops, place in ((ReferenceOps(), "cpu"), (CpuOps(), "cpu"), (TritonOps(), device)):
         found = logits.clone().to(place)
         ops.apply_token_bitmask(found, where.to(place), words.to(place))
         assert torch.equal(found.cpu(), expected)

@@ -12,6 +12,7 @@ Quantized weights are woven into panels (`panels.py`), which C kernels multiply 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,11 @@ class CpuOps(ReferenceOps):
 
     def multiplies(self, kind: str) -> bool:
         return self._quantized is not None and kind in AS_FAST
+
+    def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+        banned = np.unpackbits(~bitmask.numpy().view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+        for row, bits in zip(rows.tolist(), torch.from_numpy(banned.view(np.bool_)), strict=True):
+            logits[row].masked_fill_(bits, -torch.inf)
 
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, Panels | RoundedPanels) and self._quantized is not None:

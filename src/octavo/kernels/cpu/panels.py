@@ -190,10 +190,10 @@ def _form(
     floors: bool = False,
     group: int | None = None,
 ) -> Form:
-    """Of a weight with float32 scales ``[N, headers]``, each of one group."""
-    (n, k), headers = weight.shape, scales.shape[1]
+    """Of a weight with float32 or float16 scales ``[N, headers]``, each of one group."""
+    (n, k), headers, half = weight.shape, scales.shape[1], scales.dtype is torch.float16
     tiles = ceil((group or k // headers) / TILE)
-    return Form(n, k, bits, codebook, centre, tiles, 1, headers, False, False, floors)
+    return Form(n, k, bits, codebook, centre, tiles, 1, headers, half, False, floors)
 
 
 def _block_form(weight: BlockWeight) -> Form:

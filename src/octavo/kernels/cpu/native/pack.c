@@ -6,10 +6,11 @@
 
 enum { Q4_0 = 1, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, INT8, INT4, FP8 };
 
-/* A matrix as a checkpoint has it. Blocks have their scales inside; the others have scales [outputs][groups]. */
+/* A matrix as a checkpoint has it. Blocks have their scales inside; the others have scales [outputs][groups], of the
+   headers' type. */
 typedef struct {
   const uint8_t *rows;
-  const float *scales, *floors; /* or null */
+  const void *scales, *floors; /* or null */
   int64_t row_bytes;
   int32_t kind;
 } Stored;
@@ -100,8 +101,9 @@ static void values_of(const Form *f, const Stored *s, const uint8_t *from, int64
     if (s->kind == INT4) row->codes[k] = from[k / 2] >> (k % 2 * 4) & 15;
     if (s->kind == FP8) row->codes[k] = from[k];
   }
-  memcpy(row->headers, s->scales + n * f->headers, f->headers * 4);
-  if (f->floors) memcpy(row->header_floors, s->floors + n * f->headers, f->headers * 4);
+  int64_t size = f->headers * (f->half ? 2 : 4);
+  memcpy(row->headers, (const uint8_t *)s->scales + n * size, size);
+  if (f->floors) memcpy(row->header_floors, (const uint8_t *)s->floors + n * size, size);
 }
 
 /* Code of output n and input k (both below 16) into a tile of zeros. */
