@@ -1,6 +1,6 @@
 """An engine to test servers with: deterministic, in process, without a model.
 
-It answers a prompt with the prompt's own tokens, backwards, again and again, one token a step.
+It answers a prompt with the prompt's own tokens, backwards, again and again, or with a script; one token a step.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class FakeClient:
         arrival = time.monotonic()
         source = list(self.script) if self.script is not None else prompt[::-1]
         length = params.max_tokens or len(source)
+        if self.script is not None:
+            length = min(length, len(source))
         for step in range(length):
             await self._wait(aborted)
             if self.failure is not None and step >= self.fail_after:
@@ -120,7 +122,7 @@ class FakeClient:
         if token in params.stop_token_ids or self._text(token) in params.stop:
             return "stop"
         if step == length - 1:
-            return "length" if params.max_tokens is not None else "stop"
+            return "length" if step + 1 == params.max_tokens else "stop"
         return None
 
     def _piece(self, index: int, token: int, step: int, params: SamplingParams, reason: str | None) -> CompletionOutput:

@@ -66,6 +66,39 @@ def spm_model(**options: Any) -> bytes:
     return model.getvalue()
 
 
+def bpe_metadata(**changes: Any) -> dict[str, Any]:
+    """The small byte-level BPE as a GGUF file has it. ``changes``: None takes a key out."""
+    model = json.loads(byte_level_bpe().to_str())
+    size = byte_level_bpe().get_vocab_size()
+    tokens = [byte_level_bpe().id_to_token(i) for i in range(size)]
+    special = {t["content"]: 3 if t["special"] else 4 for t in model["added_tokens"]}
+    fields = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [special.get(t, 1) for t in tokens],
+        "merges": [" ".join(pair) for pair in model["model"]["merges"]],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        **changes,
+    }
+    return {f"tokenizer.ggml.{k}": v for k, v in fields.items() if v is not None}
+
+
+def spm_metadata(**changes: Any) -> dict[str, Any]:
+    """The small SentencePiece model as a GGUF file has it."""
+    spm = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
+    size = spm.get_piece_size()
+    fields = {
+        "model": "llama",
+        "tokens": [spm.id_to_piece(i) for i in range(size)],
+        "scores": [spm.get_score(i) for i in range(size)],
+        "token_type": [2 if i == 0 else 3 if i < 3 else 6 if spm.is_byte(i) else 1 for i in range(size)],
+        **changes,
+    }
+    return {f"tokenizer.ggml.{k}": v for k, v in fields.items() if v is not None}
+
+
 def save_bpe(folder: Path, **config: Any) -> Path:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
     byte_level_bpe().save(str(folder / "tokenizer.json"))

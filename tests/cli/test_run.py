@@ -102,7 +102,7 @@ def test_a_failing_model_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatc
 
     logits = DecoderModel.logits
     monkeypatch.setattr(DecoderModel, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
-    with pytest.raises(OctavoError, match="the model failed: the logits have no finite maximum"):
+    with pytest.raises(OctavoError, match="the answer failed: the logits have no finite maximum"):
         call(model, "Hi")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers_engine import tiny_llm
+from helpers_grammar import ENGINE, make_model, mixed_requests
 from helpers_lora import make_adapter
 from helpers_models import make_tiny
 from octavo import LLM, SamplingParams
@@ -24,6 +25,7 @@ from octavo.kernels.reference.ops import ReferenceOps
 from octavo.layers.build import Build
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import PoolingParams
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.weights.open import open_checkpoint
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,7 +36,7 @@ def path(tmp_path_factory) -> Path:
     return make_tiny("qwen3", tmp_path_factory.mktemp("device"))[1]
 
 
-def device_engine(path: Path, **options) -> tuple[Engine, DeviceRunner]:
+def device_engine(path: Path, tokenizer: Tokenizer | None = None, **options) -> tuple[Engine, DeviceRunner]:
     """An engine whose steps are run by a ``DeviceRunner``."""
     options = {"kv_cache_memory": 1 << 20, "dtype": "float32", "debug": True, **options}
     config = EngineConfig.from_kwargs(str(path), **options).on("cpu")
@@ -44,7 +46,7 @@ def device_engine(path: Path, **options) -> tuple[Engine, DeviceRunner]:
     model = _build_model(config, checkpoint, build, progress=False)
     ledger = draw_up(model.config, config, dtype="float32", kv_dtype="float32", weights=0, free=1 << 34)
     runner = assemble(config, model, ops, ledger, torch.float32, DEVICE)
-    return Engine(config, checkpoint.config, runner, ledger, None), runner
+    return Engine(config, checkpoint.config, runner, ledger, tokenizer), runner
 
 
 def run(engine: Engine, work: list[tuple[list[int], SamplingParams]], together: bool = True) -> list[RequestOutput]:
@@ -107,6 +109,39 @@ def test_the_same_tokens_as_the_plain_runner(path, seed, together, options):
         expected = as_values(run(llm.engine, requests, together))
     engine, _ = device_engine(path, max_num_seqs=4, max_num_batched_tokens=20, kv_cache_memory=1 << 18, **options)
     assert as_values(run(engine, requests, together)) == expected
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"async_scheduling": False}], ids=str)
+def test_masked_steps_give_the_tokens_of_the_plain_runner(tmp_path, seed, together, options):
+    """Forms beside plain requests: in graphs and without, with the sampling of a step after the next one's plan."""
+    print("seed", seed)
+    model, requests = make_model(tmp_path), mixed_requests(seed, 10)
+    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 20, "kv_cache_memory": 1 << 17, "block_size": 4}
+    with LLM(str(model), **{**ENGINE, **sizes}) as llm:
+        expected = run(llm.engine, requests, together)
+    engine, _ = device_engine(model, load_tokenizer(model), **sizes, **options)
+    found = run(engine, requests, together)
+    assert [[c.token_ids for c in o.outputs] for o in found] == [[c.token_ids for c in o.outputs] for o in expected]
+    assert as_values(found) == as_values(expected)
+    engine.shutdown()
+
+
+def test_a_masked_step_is_sampled_when_its_masks_come_and_not_before(tmp_path):
+    model = make_model(tmp_path)
+    engine, runner = device_engine(model, load_tokenizer(model), max_num_seqs=2)
+    form = {"regex": "[a-z]{6}"}
+    run(engine, [([9], SamplingParams(structured_outputs=form))])
+    order: list[str] = []
+    launch, sample = runner.launch, runner._sample_masked
+    runner.launch = lambda plan: order.append(f"launch {plan.step}") or launch(plan)
+    runner._sample_masked = lambda *args: order.append("sample") or sample(*args)
+    run(engine, [([9], SamplingParams(structured_outputs=form))])
+    launches = [entry for entry in order if entry != "sample"]
+    assert order[:3] == [launches[0], "sample", launches[1]]
+    assert order[3:5] == ["sample", launches[2]], "the second step's masks come with the first one's tokens"
     engine.shutdown()
 
 

@@ -141,7 +141,8 @@ def test_a_body_is_not_a_million_requests() -> None:
 
 def test_what_the_template_gets() -> None:
     tools = [{"type": "function"}]
-    assert template_options(chat()) == {"tools": None, "add_generation_prompt": True, "chat_template_kwargs": None}
+    plain = {"add_generation_prompt": True, "continue_final_message": False, "chat_template_kwargs": None}
+    assert template_options(chat()) == {"tools": None, **plain}
     assert template_options(chat(tools=tools, tool_choice="auto"))["tools"] == tools
     assert template_options(chat(tools=tools, tool_choice="none"))["tools"] is None
     assert template_options(chat(add_generation_prompt=False))["add_generation_prompt"] is False

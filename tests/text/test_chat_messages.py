@@ -81,6 +81,17 @@ def test_without_a_system_message_the_tools_become_one() -> None:
     assert "functions" not in render_chat(SMOLLM2, [USER])
 
 
+def test_turns_alternate_where_results_are_in_words() -> None:
+    call = {"role": "assistant", "tool_calls": [CALL, CALL]}
+    results = [{"role": "tool", "tool_call_id": "1", "content": content} for content in ("12:00", "13:00")]
+    chat = [{"role": "developer", "content": "Be brief."}, USER, call, *results, {"role": "user", "content": "So?"}]
+    text = render_chat(TEMPLATES["gemma-3"][0], chat, tools=TOOLS, **TOKENS)
+    first, second = "The function's result:\n12:00", "The function's result:\n13:00"
+    assert f"<start_of_turn>user\n{first}\n\n{second}\n\nSo?<end_of_turn>\n" in text
+    assert text.startswith("<s><start_of_turn>user\nBe brief.\n\nYou can call functions.")
+    assert render_chat(SMOLLM2, [USER, USER]).count("<|im_start|>user") == 2
+
+
 # ---------------------------------------------------------------- going on with the last message
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,12 @@ from hypothesis import given
 from tokenizers import pre_tokenizers
 
 from helpers_gguf import write_gguf
-from helpers_text import CORPUS, TEXTS, byte_level_bpe, spm_model
+from helpers_text import CORPUS, TEXTS, bpe_metadata, byte_level_bpe, spm_metadata, spm_model
 from octavo.errors import ModelError
 from octavo.text.gguf_tokenizer import tokenizer_from_metadata
 from octavo.text.tokenizer import has_tokenizer, load_tokenizer
 
 SPM = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
-
-
-def bpe_metadata(**changes: Any) -> dict[str, Any]:
-    """The small byte-level BPE as a GGUF file has it. ``changes``: None takes a key out."""
-    model = json.loads(byte_level_bpe().to_str())
-    size = byte_level_bpe().get_vocab_size()
-    tokens = [byte_level_bpe().id_to_token(i) for i in range(size)]
-    special = {t["content"]: 3 if t["special"] else 4 for t in model["added_tokens"]}
-    fields = {
-        "model": "gpt2",
-        "pre": "gpt-2",
-        "tokens": tokens,
-        "token_type": [special.get(t, 1) for t in tokens],
-        "merges": [" ".join(pair) for pair in model["model"]["merges"]],
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        **changes,
-    }
-    return {f"tokenizer.ggml.{k}": v for k, v in fields.items() if v is not None}
-
-
-def spm_metadata(**changes: Any) -> dict[str, Any]:
-    size = SPM.get_piece_size()
-    fields = {
-        "model": "llama",
-        "tokens": [SPM.id_to_piece(i) for i in range(size)],
-        "scores": [SPM.get_score(i) for i in range(size)],
-        "token_type": [2 if i == 0 else 3 if i < 3 else 6 if SPM.is_byte(i) else 1 for i in range(size)],
-        **changes,
-    }
-    return {f"tokenizer.ggml.{k}": v for k, v in fields.items() if v is not None}
 
 
 BPE = tokenizer_from_metadata(bpe_metadata())

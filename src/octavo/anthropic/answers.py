@@ -11,24 +11,21 @@ from octavo.openai.spoken import Call, Spoken
 from octavo.outputs import CompletionOutput, RequestOutput
 
 
-class TextBlock(msgspec.Struct):
+class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
     text: str
-    type: str = "text"
 
 
-class ThinkingBlock(msgspec.Struct):
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
     """``signature`` is empty: nobody checks what was thought when it comes back."""
 
     thinking: str
     signature: str = ""
-    type: str = "thinking"
 
 
-class ToolUseBlock(msgspec.Struct):
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
     id: str
     name: str
-    input: dict[str, Any] | msgspec.Raw
-    type: str = "tool_use"
+    input: dict[str, Any]
 
 
 Block = TextBlock | ThinkingBlock | ToolUseBlock

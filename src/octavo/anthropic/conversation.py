@@ -24,6 +24,12 @@ def messages_of(body: PromptFields) -> list[Message]:
     return [*system, *turns]
 
 
+def goes_on(messages: Sequence[Message]) -> bool:
+    """Whether the assistant has begun its answer, so that it is to go on with it."""
+    last = messages[-1]
+    return last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
+
+
 def tools_of(body: PromptFields) -> list[dict[str, Any]] | None:
     """The tools. Raises ``FieldError`` for those that Anthropic's own servers would run."""
     if not body.tools:

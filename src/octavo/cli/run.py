@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from octavo.cli.form import form_options, split_form
 from octavo.cli.interrupt import interrupts_between_steps
 from octavo.cli.options import engine_options, load, lora_option, read_text_file, split_engine_options
 from octavo.cli.shown import ShownAnswer
@@ -46,6 +47,7 @@ _NAMED = " or ".join(TEMPLATES)
 @click.option("--system", metavar="TEXT", help="A system message for the chat template.")
 @click.option("--chat-template", metavar="FILE", help=f"A Jinja chat template instead of the model's own, or {_NAMED}.")
 @lora_option
+@form_options
 @engine_options
 def run(
     model: str,
@@ -63,12 +65,14 @@ def run(
         raise UsageError(f"{len(loras)} adapters are given; accepted: one --lora, which all answers have")
     given = split_engine_options(options)
     if chat_template is not None:
-        given["chat_template"] = (
-            chat_template if chat_template in TEMPLATES else read_text_file("the chat template", chat_template)
-        )
+        is_name = chat_template in TEMPLATES
+        given["chat_template"] = chat_template if is_name else read_text_file("the chat template", chat_template)
+    form = split_form(options)
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
     if "stop" in chosen:
         chosen["stop"] = list(chosen["stop"])
+    if form is not None:
+        chosen["structured_outputs"] = form
     SamplingParams(**chosen)  # so that a mistake is told before the model is loaded
     if sys.stdin is None and prompt in (None, "-"):
         raise UsageError("standard input is closed; give the prompt as an argument")
@@ -122,7 +126,7 @@ class _Talk:
         finally:
             click.echo()
         if output.outputs[0].finish_reason == "error":
-            raise OctavoError(f"the model failed: {output.outputs[0].stop_reason}")
+            raise OctavoError(f"the answer failed: {output.outputs[0].stop_reason}")
         click.secho(_figures(output), err=True, dim=True)
         return {"role": "assistant", "content": shown.content, "reasoning_content": shown.reasoning}
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from octavo.openai.errors import FieldError
 from octavo.openai.schema import Body, ChatCompletionRequest, CompletionRequest
+from octavo.openai.structured import FIELDS as FORMS
+from octavo.openai.structured import structured_outputs_of
 from octavo.sampling_params import SamplingParams
 
 MAX_COMPLETIONS = 4096
@@ -32,6 +34,8 @@ def sampling_params(body: Body, defaults: Mapping[str, Any] | None = None) -> Sa
     given = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     if body.logit_bias is not None:
         given["logit_bias"] = {_token_id(key): bias for key, bias in body.logit_bias.items()}
+    form = structured_outputs_of({name: getattr(body, name) for name in FORMS})
+    given |= {} if form is None else {"structured_outputs": form}
     if isinstance(body, ChatCompletionRequest):
         given |= {"max_tokens": _chat_length(body), "logprobs": _chat_logprobs(body)}
     else:
@@ -69,6 +73,7 @@ def template_options(body: ChatCompletionRequest) -> dict[str, Any]:
     return {
         "tools": None if body.tool_choice == "none" else body.tools,
         "add_generation_prompt": body.add_generation_prompt is not False,
+        "continue_final_message": body.continue_final_message is True,
         "chat_template_kwargs": body.chat_template_kwargs,
     }
 

@@ -75,6 +75,12 @@ class SamplingFields(Fields, kw_only=True):
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
 class ChatCompletionRequest(SamplingFields, kw_only=True):
@@ -82,7 +88,6 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
 
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_VLLM,
-        "response_format": ({"type": "text"},),
         "best_of": (1,),
         "functions": ([],),
         "function_call": ("none",),
@@ -95,7 +100,6 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
         "echo": (False,),
         "suffix": ("",),
         "include_reasoning": (True,),
-        "continue_final_message": (False,),
         "documents": ([],),
     }
 
@@ -107,6 +111,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -120,7 +125,6 @@ class CompletionRequest(SamplingFields, kw_only=True):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_VLLM,
         "best_of": (1,),
-        "response_format": ({"type": "text"},),
         "prompt_embeds": (),
     }
 

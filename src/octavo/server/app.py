@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from octavo.client.verbs import EngineClient
+from octavo.server import openapi
 from octavo.server.errors import install_error_handlers
 from octavo.server.operation import install, make_operation, running
 from octavo.server.options import ServerOptions
-from octavo.server.routes import chat, completions, control, embeddings, messages, models, tokens
+from octavo.server.routes import chat, completions, control, embeddings, messages, models, responses, tokens
 from octavo.server.state import make_server
 from octavo.text.tokenizer import Tokenizer
 from octavo.version import __version__
@@ -20,6 +21,7 @@ ROUTERS = (
     models.router,
     completions.router,
     chat.router,
+    responses.router,
     messages.router,
     embeddings.router,
     tokens.router,
@@ -49,6 +51,7 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
 
     app = FastAPI(title="Octavo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server, app.state.operation = server, operation
+    app.openapi = openapi.describe  # type: ignore[method-assign]
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -80,6 +80,13 @@ def error_event(error: Exception, path: str) -> bytes:
     return b"%sdata: %s\n\n" % (name, encode_trouble(trouble, path))
 
 
+def error_info(error: Exception, path: str) -> dict[str, str]:
+    """The ``error`` of a response that failed while it was streamed."""
+    trouble = trouble_of(error)
+    note(error, trouble, path)
+    return {"code": "server_error", "message": _clean(trouble.body.error.message)}
+
+
 def note(error: Exception, trouble: Trouble, path: str) -> None:
     """Log what the client is not told."""
     if trouble.status == 500:

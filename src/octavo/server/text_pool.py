@@ -12,15 +12,23 @@ T = TypeVar("T")
 
 
 class TextPool:
-    """Threads for work on text. Tokenizers leave the interpreter's lock while they work; templates have a process."""
+    """Threads for work on text. Tokenizers leave the interpreter's lock while they work; templates have a process.
+
+    The threads start when they are first needed, also after `close`: an application may be started again.
+    """
 
     def __init__(self, threads: int) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="octavo-text")
+        self._count = threads
+        self._threads: ThreadPoolExecutor | None = None
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``work`` returns, computed in a thread; its errors are raised here."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="octavo-text")
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
     def close(self) -> None:
-        """Start nothing more; what runs comes to its end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """What runs comes to its end; what waits is cancelled."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)

@@ -83,9 +83,10 @@ def _conversation(template: Any, messages: list[dict[str, Any]], tools: list[dic
     """The messages and tools in the form that suits the template."""
     if not isinstance(template, str):
         return {"messages": messages, "tools": tools, "documents": None}
+    messages = fit_messages(messages, template)
     if not knows_tools(template):
         messages, tools = with_tools_in_words(messages, tools), None
-    return {"messages": fit_messages(messages, template), "tools": tools, "documents": None}
+    return {"messages": messages, "tools": tools, "documents": None}
 
 
 def _render_unfinished(template: str, variables: dict[str, Any]) -> str:

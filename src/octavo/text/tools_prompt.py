@@ -18,10 +18,12 @@ _INSTRUCTIONS = (
     "If no function helps, answer in plain words."
 )
 
+_RESULT = "The function's result:"
+
 
 def with_tools_in_words(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[Message]:
     """The conversation in plain messages: the tools in the system message, calls and results as text."""
-    plain = [_in_words(message) for message in messages]
+    plain = _without_tool_turns(messages)
     if not tools:
         return plain
     text = _INSTRUCTIONS.format(tools="\n".join(json.dumps(_function(tool), ensure_ascii=False) for tool in tools))
@@ -30,10 +32,26 @@ def with_tools_in_words(messages: Sequence[Message], tools: Sequence[Mapping[str
     return [{"role": "system", "content": text}, *plain]
 
 
+def _without_tool_turns(messages: Sequence[Message]) -> list[Message]:
+    """Results join the user's words around them: many templates want turns to alternate."""
+    plain = list[Message]()
+    for message in messages:
+        one, is_result = _in_words(message), message["role"] == "tool"
+        if plain and plain[-1]["role"] == one["role"] == "user" and (is_result or _is_result(plain[-1])):
+            plain[-1] = {**plain[-1], "content": f"{plain[-1]['content']}\n\n{one['content']}"}
+        else:
+            plain.append(one)
+    return plain
+
+
+def _is_result(message: Message) -> bool:
+    return str(message["content"]).startswith(_RESULT)
+
+
 def _in_words(message: Message) -> Message:
     """A tool's result as a user's message, and calls as the content of the assistant's."""
     if message["role"] == "tool":
-        return {"role": "user", "content": f"The function's result:\n{message['content']}"}
+        return {"role": "user", "content": f"{_RESULT}\n{message['content']}"}
     if not message.get("tool_calls"):
         return message
     calls = [json.dumps(_call(call), ensure_ascii=False) for call in message["tool_calls"]]

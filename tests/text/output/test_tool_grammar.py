@@ -189,3 +189,43 @@ def test_hostile_names_and_schemas_stay_within_their_quotes() -> None:
         assert grammar is not None
         text = Writer(grammar, [], 0).write()
         assert json.dumps(function.name)[1:-1] in text or function.name in text
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_open", "may_be_list"),
+    [
+        ({"properties": {"a": {}}}, False, False),
+        ({"type": "object", "properties": {"a": {}}}, False, False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, True, True),
+        ({"type": "object", "properties": {"a": {}}, "patternProperties": {"^b": {}}}, True, False),
+        ({"type": "object"}, True, False),
+        (True, True, False),
+        ({}, True, False),
+    ],
+)
+def test_arguments_are_an_object_of_what_is_listed_unless_the_schema_has_more(
+    schema: Any, is_open: bool, may_be_list: bool
+) -> None:
+    grammar = call_grammar(
+        OutputFormat(tools=tool_format("json")), ToolUse((Function("f", schema),), required=True), {}
+    )
+    assert grammar is not None
+    matcher = LLMatcher(LLTokenizer(TokenizerWrapper(Bytes([]))), LLMatcher.grammar_from_lark(grammar))
+    assert matcher.consume_tokens([*b'{"name": "f", "arguments": '])
+    assert matcher.validate_tokens([*b"["]) == may_be_list
+    assert matcher.consume_tokens([*b'{"'])
+    assert matcher.validate_tokens([*b'b": 1']) == (5 if is_open else 0)
+
+
+@pytest.mark.parametrize("name", [format.name for format in TOOLS])
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": ["a"]}, {"properties": None, "required": 5}, {"properties": {"a": 5}, "required": "a"}, False],
+)
+def test_malformed_schemas_are_the_compilers_to_refuse(name: str, schema: Any) -> None:
+    use = ToolUse((Function("f", schema),), required=True)
+    grammar = call_grammar(OutputFormat(tools=tool_format(name)), use, {})
+    assert grammar is not None
+    assert "f" in grammar
+    spelled = SPELLINGS[name][0]([("f", {"a": 1})])
+    assert read(spelled, OutputFormat(tools=tool_format(name)), use.functions)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.anthropic.answers import AnthropicMessage, TokenCount, anthropic_message, stop_reason, usage
-from octavo.anthropic.conversation import choice_of, messages_of, template_variables, tools_of
+from octavo.anthropic.conversation import choice_of, goes_on, messages_of, template_variables, tools_of
 from octavo.anthropic.events import PING, MessageEvents
 from octavo.anthropic.schema import CountTokensRequest, MessagesRequest, PromptFields
 from octavo.openai.metrics import metrics_of
@@ -61,13 +61,13 @@ def _message(output: RequestOutput, chat: Prepared, name: str, model: str) -> An
 
 
 def _conversation(body: PromptFields) -> Conversation:
-    tools = tools_of(body)
+    messages, tools = messages_of(body), tools_of(body)
     choice, parallel = choice_of(body)
     return Conversation(
-        messages=messages_of(body),
+        messages=messages,
         tools=None if choice == "none" else tools,
         use=tool_use(tools, choice, parallel),
-        options={"chat_template_kwargs": template_variables(body)},
+        options={"chat_template_kwargs": template_variables(body), "continue_final_message": goes_on(messages)},
     )
 
 

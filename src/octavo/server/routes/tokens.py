@@ -28,6 +28,7 @@ class TemplateRequest(Fields, kw_only=True):
     model: str | None = None
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -103,6 +104,6 @@ def _detokenize(server: Server, body: DetokenizeRequest) -> Prompt:
 def _render(server: Server, body: TemplateRequest) -> str:
     if body.messages is None:
         raise FieldError("messages is missing", "messages")
-    names = ("tools", "add_generation_prompt", "chat_template_kwargs")
+    names = ("tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
     chat = ChatCompletionRequest(messages=body.messages, **{name: getattr(body, name) for name in names})
     return render(server, body.messages, check_template(server, body.chat_template), **template_options(chat))

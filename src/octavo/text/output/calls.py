@@ -22,6 +22,18 @@ class Function(msgspec.Struct, frozen=True):
     parameters: Schema
 
 
+def properties_of(schema: Schema) -> dict[str, Any]:
+    """The properties that a schema lists, with their schemas; none where it is malformed."""
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    return dict(properties) if isinstance(properties, Mapping) else {}
+
+
+def required_of(schema: Schema) -> list[Any]:
+    """The names that a schema requires."""
+    required = schema.get("required") if isinstance(schema, Mapping) else None
+    return required if isinstance(required, list) else []
+
+
 class CallShape(Protocol):
     """How a call is spelled between the markers of a format."""
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from octavo.text.output.calls import Calls, Function
-from octavo.text.output.lark import Speller, json_value, quoted
+from octavo.text.output.lark import Speller, arguments_object, quoted
 from octavo.text.output.nesting import Nesting, read_value
 from octavo.text.output.source import NotACallError, Parse
 
@@ -49,7 +49,7 @@ class JsonShape:
 
     def rules(self, symbol: str, function: Function, spell: Speller) -> str:
         head = f'{{"name": {json.dumps(function.name)}, "{self.arguments}": '
-        return f'{symbol}: {quoted(head)} {json_value(function.parameters)} "}}"\n'
+        return f'{symbol}: {quoted(head)} {arguments_object(function.parameters)} "}}"\n'
 
     def _read_object(self, calls: Calls) -> Parse[None]:
         yield from calls.source.expect("{")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from octavo.text.output.calls import Calls, Function
 from octavo.text.output.json_calls import JsonShape, stream_object
-from octavo.text.output.lark import Speller, json_value
+from octavo.text.output.lark import Speller, arguments_object
 from octavo.text.output.source import NotACallError, Parse
 
 _MAX_HEAD = 512
@@ -55,4 +55,4 @@ class NamedShape:
             return JsonShape().rules(symbol, function, spell)
         head = self.written.replace("{name}", function.name)
         parts = " /[0-9]{1,4}/ ".join(map(spell, head.split("{index}")))
-        return f"{symbol}: {parts} {json_value(function.parameters)}\n"
+        return f"{symbol}: {parts} {arguments_object(function.parameters)}\n"

@@ -44,7 +44,10 @@ Piece = Reasoning | Content | ToolCallStart | ToolArguments | ToolCallEnd
 
 def joined(pieces: list[Piece], piece: Piece) -> None:
     """Append ``piece``, or lengthen the last one if it goes on with that."""
-    last = pieces[-1] if pieces else None
+    if not pieces:
+        pieces.append(piece)
+        return
+    last = pieces[-1]
     if isinstance(piece, Reasoning | Content) and type(last) is type(piece):
         pieces[-1] = type(piece)(last.text + piece.text)
     elif isinstance(piece, ToolArguments) and isinstance(last, ToolArguments):

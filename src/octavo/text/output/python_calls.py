@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from octavo.text.output.calls import Calls, Function, read_name
+from octavo.text.output.calls import Calls, Function, properties_of, read_name, required_of
 from octavo.text.output.lark import Speller, json_value, quoted
 from octavo.text.output.nesting import read_value
 from octavo.text.output.source import NotACallError, Parse
@@ -38,12 +37,11 @@ class PythonShape:
     def rules(self, symbol: str, function: Function, spell: Speller) -> str:
         """An argument that is not required may be left out, which moves the commas: ``_first_i`` are the arguments from
         the i-th on if none was written before them, ``_next_i`` if some was."""
-        schema = function.parameters if isinstance(function.parameters, Mapping) else {}
-        properties = schema.get("properties", {})
+        properties, required = properties_of(function.parameters), required_of(function.parameters)
         lines = [f'{symbol}: {quoted(function.name + "(")} {symbol}_first_0 ")"']
         for i, (key, value) in enumerate(properties.items()):
-            argument, after = f"{quoted(key + '=')} {json_value(value, schema)}", f"{symbol}_next_{i + 1}"
-            skip = key not in schema.get("required", ())
+            argument, after = f"{quoted(key + '=')} {json_value(value, function.parameters)}", f"{symbol}_next_{i + 1}"
+            skip = key not in required
             lines.append(f"{symbol}_first_{i}: {argument} {after}" + (f" | {symbol}_first_{i + 1}" if skip else ""))
             lines.append(f'{symbol}_next_{i}: ", " {argument} {after}' + (f" | {after}" if skip else ""))
         ends = (f'{symbol}_{kind}_{len(properties)}: ""' for kind in ("first", "next"))

@@ -121,7 +121,7 @@ class OutputRouter:
             if source.at:
                 self._emit(Content(source.take()))
             return False
-        for marker in (*format.ends, format.section[1]):
+        for marker in filter(None, (*format.ends, format.section[1])):
             yield from source.skip_space()
             yield from source.literal(marker.strip())
         yield from source.skip_space()

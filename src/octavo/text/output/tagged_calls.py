@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.text.output.calls import Calls, Function, Schema, read_name
+from octavo.text.output.calls import Calls, Function, Schema, properties_of, read_name, required_of
 from octavo.text.output.lark import Speller, json_value, quoted
 from octavo.text.output.markers import Markers
 from octavo.text.output.source import Parse
@@ -44,7 +44,7 @@ class TaggedShape:
         separator = ""
         while (key := (yield from self._read_key(calls))) is not None:
             calls.arguments(f"{separator}{_json_text(key)}: ")
-            yield from self._read_value(calls, _property(calls.schema(name), key))
+            yield from self._read_value(calls, properties_of(calls.schema(name)).get(key))
             separator = ", "
         calls.arguments("}")
         calls.end()
@@ -56,11 +56,10 @@ class TaggedShape:
 
     def rules(self, symbol: str, function: Function, spell: Speller) -> str:
         before, after = self.head
-        schema = function.parameters if isinstance(function.parameters, Mapping) else {}
-        tags, rules = list[str](), list[str]()
-        for i, key in enumerate(schema.get("properties", {})):
-            tags.append(f"{symbol}_{i}" + ("" if key in schema.get("required", ()) else "?"))
-            rules.append(self._tag_rules(f"{symbol}_{i}", key, schema, spell))
+        tags, rules, required = list[str](), list[str](), required_of(function.parameters)
+        for i, key in enumerate(properties_of(function.parameters)):
+            tags.append(f"{symbol}_{i}" + ("" if key in required else "?"))
+            rules.append(self._tag_rules(f"{symbol}_{i}", key, function.parameters, spell))
         head = spell(before + function.name + after)
         return f"{symbol}: {' '.join([head, *tags, spell(self.end)])}\n" + "".join(rules)
 
@@ -78,7 +77,7 @@ class TaggedShape:
         source.take()
         return key.strip()
 
-    def _read_value(self, calls: Calls, schema: Schema) -> Parse[None]:
+    def _read_value(self, calls: Calls, schema: Any) -> Parse[None]:
         """A value and its closing tag. A string is told as it comes."""
         yield from calls.source.literal("\n")
         if isinstance(schema, Mapping) and schema.get("type") == "string":
@@ -104,21 +103,15 @@ class TaggedShape:
         space = source.take().removesuffix(self.tag[2].strip())
         calls.arguments(_json_text(space.removesuffix("\n"))[1:-1] + '"')
 
-    def _tag_rules(self, symbol: str, key: str, schema: Mapping[str, Any], spell: Speller) -> str:
+    def _tag_rules(self, symbol: str, key: str, schema: Schema, spell: Speller) -> str:
         before, between, after = self.tag
-        start, value = spell(before + key + between), schema["properties"][key]
+        start, value = spell(before + key + between), properties_of(schema)[key]
         if not isinstance(value, Mapping) or value.get("type") != "string":
             return f"{symbol}: {start} {json_value(value, schema)} {spell(after)}\n"
         if isinstance(value.get("enum"), list):
             choices = " | ".join(quoted(str(choice)) for choice in value["enum"])
             return f"{symbol}: {start} ({choices}) {spell(after)}\n"
         return f"{symbol}: {start} {symbol}_text\n{symbol}_text[lazy]: /(.|\\n)*/ {quoted(after)}\n"
-
-
-def _property(schema: Schema, key: str) -> Schema:
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    found = properties.get(key) if isinstance(properties, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _as_json(value: str) -> str:
