@@ -46,7 +46,7 @@ class Setup:
             max_model_len=rng.randint(4, 24),
             max_num_seqs=seqs,
             max_num_batched_tokens=seqs + rng.choice([0, 1, 2, 5, 20]),
-            policy=rng.choice(["fcfs", "priority"]),
+            policy=rng.choice(["fcfs", "priority", "fair"]),
             max_in_flight=rng.choice([1, 2, 2, 2, 3]),
             enable_caching=rng.random() < 0.85,
             debug=rng.random() < 0.3,
@@ -99,6 +99,7 @@ class World:
         salt: bytes = b"",
         priority: int = 0,
         held: str = "",
+        share_key: str = "",
         eos: tuple[int, ...] = (EOS,),
     ) -> str:
         """Send a request that fits."""
@@ -111,6 +112,7 @@ class World:
             priority=priority,
             salt=salt,
             held=held,
+            share_key=share_key,
         )
         self.num_added += 1
         self.salts[request.id] = salt
@@ -271,6 +273,7 @@ def draw_request(world: World, rng: Random, prompts: list[list[int]]) -> str:
         salt=b"s" if draws[0] < 0.1 else b"",
         priority=int(draws[1] * 3),
         held="compiling" if draws[3] < 0.15 else "",
+        share_key=str(int(draws[2] * 3)),
         eos=() if draws[3] > 0.7 else (EOS,),
     )
 

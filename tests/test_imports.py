@@ -18,7 +18,7 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "errors", "version"}
+NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version"}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"nouns", "core", "text", "weights", "execution", "grammar", "assemble", "intake"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
-    "client": {"nouns", "engine"},
+    "client": {"nouns"},
+    "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
+    "async_llm": {"nouns", "client", "text", "intake"},
     "openai": {"nouns", "text"},
     "anthropic": {"nouns", "text", "openai"},
     "server": {"nouns", "client", "text", "openai", "anthropic"},

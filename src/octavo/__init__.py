@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.version import __version__
 
 if TYPE_CHECKING:
+    from octavo.async_llm import AsyncLLM
     from octavo.config import EngineConfig
     from octavo.engine import Engine
     from octavo.errors import ModelError, OctavoError, OutOfMemoryError, RequestError, UsageError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "LLM": "octavo.llm",
+    "AsyncLLM": "octavo.async_llm",
     "Engine": "octavo.engine",
     "EngineConfig": "octavo.config",
     "SamplingParams": "octavo.sampling_params",
@@ -37,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CompletionOutput",
     "Engine",
     "EngineConfig",

@@ -205,7 +205,8 @@ class EngineConfig:
         quantization: quantize the model's matrices when they are loaded: "int8", "w8a8", "fp8", "int4", and others: see
             `QUANTIZATIONS`. "file" keeps packed what the checkpoint has packed, "none" expands it; None keeps it packed
             where the device multiplies that form well and no dtype is asked for.
-        scheduling_policy: "fcfs" or "priority".
+        scheduling_policy: "fcfs", "priority" (of requests), or "fair": equal shares of the computed tokens for all keys
+            that have requests waiting, and by priority within a key.
         async_scheduling: plan step n + 1 while step n runs; None: where the device leaves a core free for that.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
         enforce_eager: launch each kernel of a step on a GPU by itself, without CUDA graphs: to debug.
@@ -259,7 +260,7 @@ class EngineConfig:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", *KV_DTYPES))
         _one_of("quantization", self.quantization, (None, "none", "file", *QUANTIZATIONS))
         _one_of("tensor_parallel_size", self.tensor_parallel_size, (1,))
-        _one_of("scheduling_policy", self.scheduling_policy, ("fcfs", "priority"))
+        _one_of("scheduling_policy", self.scheduling_policy, ("fcfs", "priority", "fair"))
         _one_of("load_format", self.load_format, ("auto", "dummy"))
         _whole("max_model_len", self.max_model_len, optional=True)
         _whole("max_num_seqs", self.max_num_seqs, most=MAX_NUM_SEQS)

@@ -89,6 +89,7 @@ class Engine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        share_key: str = "",
         add_special_tokens: bool = True,
     ) -> str:
         """Queue a prompt and return the request's id.
@@ -99,6 +100,7 @@ class Engine:
             request_id: a name of the caller's own, which no unfinished request may have.
             priority: lower runs first, with ``scheduling_policy="priority"``.
             cache_salt: requests share cached blocks only with those of the same salt.
+            share_key: whose request it is, with ``scheduling_policy="fair"``.
             add_special_tokens: let the tokenizer add its BOS; a rendered chat template brings its own.
 
         Raises:
@@ -108,7 +110,9 @@ class Engine:
         token_ids = self.encode(prompt, add_special_tokens)
         with self._alone():
             request_id = self._new_id(request_id, params.n)
-            requests = self._intake.make_requests(request_id, token_ids, params, priority=priority, salt=cache_salt)
+            requests = self._intake.make_requests(
+                request_id, token_ids, params, priority=priority, salt=cache_salt, share_key=share_key
+            )
             try:
                 self._queue(request_id, prompt if isinstance(prompt, str) else None, token_ids, requests)
             except BaseException:  # refused, or interrupted half-way
@@ -150,12 +154,11 @@ class Engine:
         """The output of an unfinished request, which grows as the engine steps; None if there is no such request."""
         return self._assembler.output(request_id)
 
-    def abort(self, request_id: str) -> RequestOutput | None:
+    def abort(self, request_id: str, stop_reason: str | None = None) -> RequestOutput | None:
         """End a request now; its output so far, or None if there is no such unfinished request."""
         with self._alone():
-            now = time.monotonic()
-            ends = [self.scheduler.finish(member, "abort", now) for member in self._assembler.member_ids(request_id)]
-            outputs = self._apply_ends(ends)
+            now, members = time.monotonic(), self._assembler.member_ids(request_id)
+            outputs = self._apply_ends([self.scheduler.finish(m, "abort", now, stop_reason) for m in members])
         return outputs[0] if outputs else None
 
     def _apply_ends(self, ends: Sequence[Event | None]) -> list[RequestOutput]:
@@ -177,6 +180,11 @@ class Engine:
         except BaseException:
             self._give_up()
             raise
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what is cached of prompts; requests that run keep their blocks."""
+        with self._alone():
+            self.scheduler.pool.forget_all()
 
     def has_unfinished_requests(self) -> bool:
         return len(self._assembler) > 0

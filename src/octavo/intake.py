@@ -52,7 +52,14 @@ class Intake:
         return encode_prompt(self._tokenizer, prompt, self._token_limit, add_special_tokens=add_special_tokens)
 
     def make_requests(
-        self, request_id: str, token_ids: list[int], params: SamplingParams, *, priority: int = 0, salt: str = ""
+        self,
+        request_id: str,
+        token_ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        share_key: str = "",
     ) -> list[Request]:
         """The ``n`` completions as requests of their own: they share the prompt's blocks through the prefix cache.
 
@@ -70,6 +77,7 @@ class Intake:
             "bad_words": self._bad_words(params),
             "priority": as_integer("priority", priority),
             "salt": _as_text("cache_salt", salt).encode("utf-8", "surrogatepass"),
+            "share_key": _as_text("share_key", share_key),
         }
         others = params if params.prompt_logprobs is None else replace(params, prompt_logprobs=None)  # once is enough
         return [

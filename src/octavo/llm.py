@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
+from octavo.cursor import Cursor
 from octavo.engine import Engine, build_engine
 from octavo.errors import RequestError
 from octavo.intake import Prompt, check_params
@@ -162,7 +163,7 @@ class LLM:
         output = self.engine.output(request_id)
         if output is None:
             raise RequestError(f"there is no unfinished request {request_id!r}")
-        cursors: dict[int, _Cursor] = {}
+        cursors: dict[int, Cursor] = {}
         finished = False
         try:
             while not finished:
@@ -250,36 +251,11 @@ class LLM:
         return done
 
 
-def _news(output: RequestOutput, cursors: dict[int, _Cursor]) -> Iterator[CompletionOutput]:
+def _news(output: RequestOutput, cursors: dict[int, Cursor]) -> Iterator[CompletionOutput]:
     for completion in output.outputs:
-        piece = cursors.setdefault(completion.index, _Cursor()).advance(completion)
+        piece = cursors.setdefault(completion.index, Cursor()).advance(completion, CompletionOutput)
         if piece is not None:
             yield piece
-
-
-class _Cursor:
-    """How far a stream's caller has seen a completion."""
-
-    def __init__(self) -> None:
-        self._text = 0
-        self._tokens = 0
-        self._finished = False
-
-    def advance(self, whole: CompletionOutput) -> CompletionOutput | None:
-        """What is new in ``whole`` since the last call; None if nothing is."""
-        if self._finished or (len(whole.token_ids) == self._tokens and not whole.finished):
-            return None
-        piece = CompletionOutput(
-            whole.index,
-            whole.text[self._text :],
-            whole.token_ids[self._tokens :],
-            whole.logprobs[self._tokens :] if whole.logprobs is not None else None,
-            whole.cumulative_logprob,
-            whole.finish_reason,
-            whole.stop_reason,
-        )
-        self._text, self._tokens, self._finished = len(whole.text), len(whole.token_ids), whole.finished
-        return piece
 
 
 class _Rates:

@@ -44,6 +44,15 @@ class CompletionOutput:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
+    def append(self, piece: CompletionOutput) -> None:
+        """Add what came later of the same completion."""
+        self.text += piece.text
+        self.token_ids += piece.token_ids
+        if piece.logprobs is not None:
+            self.logprobs = piece.logprobs if self.logprobs is None else self.logprobs + piece.logprobs
+        self.cumulative_logprob = piece.cumulative_logprob
+        self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
+
 
 @dataclass(slots=True)
 class RequestMetrics:

@@ -63,14 +63,15 @@ def test_percentiles_are_numpys(values: list[float], q: float) -> None:
 
 def test_a_summary() -> None:
     values = [float(i) for i in range(1, 101)]
-    expected = [100, np.mean(values), np.median(values), *np.quantile(values, [0.9, 0.99])]
+    expected = [100, np.mean(values), np.median(values), *np.quantile(values, [0.9, 0.95, 0.99])]
     summary = Summary.of(random.Random(0).sample(values, 100))
     assert summary is not None
-    assert [summary.count, summary.mean, summary.median, summary.p90, summary.p99] == pytest.approx(expected)
-    assert Summary.of([]) is None
-    assert (
-        summary_text(Summary(1, 0.004, 0.001, 0.002, 0.003)) == "median 1.00 ms, p90 2.00 ms, p99 3.00 ms, mean 4.00 ms"
+    assert [summary.count, summary.mean, summary.median, summary.p90, summary.p95, summary.p99] == pytest.approx(
+        expected
     )
+    assert Summary.of([]) is None
+    text = summary_text(Summary(1, 0.004, 0.001, 0.002, 0.0025, 0.003))
+    assert text == "median 1.00 ms, p90 2.00 ms, p99 3.00 ms, mean 4.00 ms"
     assert summary_text(None) == "none"
 
 

@@ -65,7 +65,7 @@ def profile(on_gpu: bool, busy: float, step: float, recorded: float) -> Profile:
         rows=2,
         tokens=10.4,
         on_gpu=on_gpu,
-        step_time=Summary(3, step, step, step, step),
+        step_time=Summary(3, step, step, step, step, step),
         recorded=4,
         recorded_time=recorded,
         busy=busy,

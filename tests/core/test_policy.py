@@ -33,7 +33,7 @@ def test_finished_requests_are_skipped_and_not_counted() -> None:
         queue.push(request)
     for i in (0, 2):
         requests[i].status = Status.FINISHED
-        queue.discard()
+        queue.discard(requests[i])
     assert len(queue) == 2
     assert {r.sequence for r in queue} == {1, 3}
     assert queue.first() is requests[1]
@@ -48,7 +48,7 @@ def test_aborted_requests_behind_a_stuck_front_do_not_pile_up() -> None:
         request = numbered(sequence)
         queue.push(request)
         request.status = Status.FINISHED
-        queue.discard()
+        queue.discard(request)
     assert len(queue) == 1
     assert len(queue._heap) < 50
 
@@ -62,6 +62,6 @@ def test_order_survives_the_sweep() -> None:
     for request in requests:
         if request.sequence not in alive:
             request.status = Status.FINISHED
-            queue.discard()
+            queue.discard(request)
     expected = sorted((r for r in requests if r.sequence in alive), key=priority)
     assert [queue.pop() for _ in range(20)] == expected

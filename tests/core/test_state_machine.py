@@ -16,7 +16,7 @@ SETUPS = st.builds(
     max_model_len=st.integers(4, 24),
     max_num_seqs=st.integers(1, 4),
     max_num_batched_tokens=st.integers(4, 12),
-    policy=st.sampled_from(["fcfs", "priority"]),
+    policy=st.sampled_from(["fcfs", "priority", "fair"]),
     max_in_flight=st.integers(1, 3),
     enable_caching=st.booleans(),
 )
@@ -34,6 +34,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from([b"", b"", b"s"]),
         priority=st.integers(0, 2),
         held=st.sampled_from(["", "", "compiling"]),
+        share_key=st.sampled_from("ab"),
     )
     def add(
         self,
@@ -43,11 +44,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: bytes,
         priority: int,
         held: str,
+        share_key: str,
     ) -> None:
         limit = self.world.scheduler.token_limit
         prompt = prompt[: limit - 1]
         max_tokens = min(max_tokens, limit - len(prompt))
-        self.world.add(prompt, max_tokens, params, salt=salt, priority=priority, held=held)
+        self.world.add(prompt, max_tokens, params, salt=salt, priority=priority, held=held, share_key=share_key)
 
     @precondition(lambda self: self.world.held())
     @rule(data=st.data())

@@ -37,7 +37,7 @@ def random_settings(rng: random.Random) -> dict[str, Any]:
         "max_num_batched_tokens": rng.choice([seqs, seqs + rng.randint(0, 8), 64]),
         "enable_prefix_caching": rng.random() < 0.7,
         "async_scheduling": rng.random() < 0.7,
-        "scheduling_policy": rng.choice(["fcfs", "priority"]),
+        "scheduling_policy": rng.choice(["fcfs", "priority", "fair"]),
     }
 
 

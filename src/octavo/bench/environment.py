@@ -24,16 +24,23 @@ def describe_environment(engine: Engine) -> dict[str, Any]:
         "model": config.model,
         "device": config.device,
         **_gpu(config.device),
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": _dtype(engine),
         "kv_cache_tokens": ledger.kv_tokens,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
+        "torch": str(torch.__version__),
+        **describe_machine(),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """What holds for this process whatever it measures. Needs no torch."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
         "octavo": __version__,
         "commit": commit(Path(__file__)),
-        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "system": platform.platform(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

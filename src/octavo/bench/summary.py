@@ -14,6 +14,7 @@ class Summary:
     mean: float
     median: float
     p90: float
+    p95: float
     p99: float
 
     @classmethod
@@ -22,7 +23,7 @@ class Summary:
         if not seconds:
             return None
         ordered = sorted(seconds)
-        parts = (percentile(ordered, q) for q in (0.5, 0.9, 0.99))
+        parts = (percentile(ordered, q) for q in (0.5, 0.9, 0.95, 0.99))
         return cls(len(ordered), sum(ordered) / len(ordered), *parts)
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo.bench.workload import LengthRange, Work, random_work
+from octavo.cli.bench_options import json_option, progress, show, workload_options
+from octavo.cli.bench_serve import serve
 from octavo.cli.interrupt import interrupts_between_steps
-from octavo.cli.options import Decorator, engine_options, load, split_engine_options
+from octavo.cli.options import engine_options, load, split_engine_options
 from octavo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,52 +23,18 @@ ROWS, CONTEXT = 64, 1024
 ONE_TOKEN_MORE = LengthRange(2, 2)  # so that warming up sees a decode step too
 
 
-class Length(click.ParamType):
-    """``N`` or ``A:B`` tokens."""
-
-    name = "length"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LengthRange:
-        if isinstance(value, LengthRange):
-            return value
-        try:
-            return LengthRange.parse(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _length_option(name: str, default: str, help_: str) -> Decorator:
-    return click.option(name, type=Length(), default=default, show_default=True, metavar="N|A:B", help=help_)
-
-
-_json_option = click.option(
-    "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Also write JSON."
-)
-
-
-def _workload_options(input_len: str, output_len: str) -> Decorator:
-    def decorate(command: Any) -> Any:
-        for option in (
-            _json_option,
-            click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens."),
-            _length_option("--output-len", output_len, "Output tokens."),
-            _length_option("--input-len", input_len, "Prompt tokens."),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 @click.group(no_args_is_help=True)
 def bench() -> None:
     """Measure with random tokens; --load-format dummy needs no weights, only a config."""
 
 
+bench.add_command(serve)
+
+
 @bench.command(no_args_is_help=True)
 @click.argument("model")
 @click.option("--num-prompts", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Requests.")
-@_workload_options("128", "64")
+@workload_options("128", "64")
 @click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Most requests at once: --max-num-seqs.")
 @engine_options
 def throughput(
@@ -89,14 +57,14 @@ def throughput(
         rng, vocab_size = random.Random(seed), llm.engine.model_config.vocab_size
         work = random_work(rng, num_prompts, vocab_size, input_len, output_len)
         measure_throughput(llm.engine, _warm_up(rng, vocab_size), check)
-        with _progress("requests", num_prompts) as bar:
+        with progress("requests", num_prompts) as bar:
             result = measure_throughput(llm.engine, work, check, lambda done: _move_to(bar, done))
         _report(llm, "throughput", asked, throughput_rows(result), throughput_results(result), json_file)
 
 
 @bench.command(no_args_is_help=True)
 @click.argument("model")
-@_workload_options("128", "64")
+@workload_options("128", "64")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Requests at once."
 )
@@ -125,7 +93,7 @@ def latency(
         rng, vocab_size = random.Random(seed), llm.engine.model_config.vocab_size
         runs = [random_work(rng, batch_size, vocab_size, input_len, output_len) for _ in range(warmup + iterations)]
         measure_latency(llm.engine, runs[:warmup], check)
-        with _progress("iterations", iterations) as bar:
+        with progress("iterations", iterations) as bar:
             timings = measure_latency(llm.engine, runs[warmup:], check, bar.update)
         _report(llm, "latency", asked, latency_rows(timings), latency_results(timings), json_file)
 
@@ -133,7 +101,7 @@ def latency(
 @bench.command(no_args_is_help=True)
 @click.argument("model")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, metavar="N", help="Processes to start.")
-@_json_option
+@json_option
 @engine_options
 def startup(model: str, runs: int, json_file: Path | None, **options: Any) -> None:
     """From the start of a process to a ready engine and to the first token, part by part.
@@ -148,10 +116,10 @@ def startup(model: str, runs: int, json_file: Path | None, **options: Any) -> No
     given = _checked(split_engine_options(options), json_file)
     config = EngineConfig.from_kwargs(model, **given)
     resolve(model, revision=config.revision)
-    with _progress("runs", runs) as bar:
+    with progress("runs", runs) as bar:
         result = measure_startup(model, given, runs, bar.update)
     text = columns(startup_columns(result), 0)
-    _show(result.environment, "startup", {"runs": runs}, text, startup_results(result), json_file)
+    show(result.environment, "startup", {"runs": runs}, text, startup_results(result), json_file)
 
 
 @bench.command(no_args_is_help=True)
@@ -164,7 +132,7 @@ def startup(model: str, runs: int, json_file: Path | None, **options: Any) -> No
     "--trace", metavar="FILE", type=click.Path(path_type=Path), help="Write a Chrome trace (ui.perfetto.dev)."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random tokens.")
-@_json_option
+@json_option
 @engine_options
 def profile(
     model: str,
@@ -198,7 +166,7 @@ def profile(
     from octavo.bench.report import columns, table
 
     text = f"{table(profile_rows(result))}\n\n{columns(profile_columns(result), 4)}"
-    _show(environment, "profile", {**asked, "steps": steps, "seed": seed}, text, profile_results(result), json_file)
+    show(environment, "profile", {**asked, "steps": steps, "seed": seed}, text, profile_results(result), json_file)
 
 
 def _with_room(given: dict[str, Any], rows: int) -> dict[str, Any]:
@@ -236,12 +204,6 @@ def _warm_up(rng: random.Random, vocab_size: int) -> list[Work]:
     return random_work(rng, 1, vocab_size, LengthRange(1, 1), ONE_TOKEN_MORE)
 
 
-def _progress(what: str, total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=what, leave=False, disable=None, dynamic_ncols=True)
-
-
 def _move_to(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
 
@@ -257,17 +219,4 @@ def _report(
     from octavo.bench.environment import describe_environment
     from octavo.bench.report import table
 
-    _show(describe_environment(llm.engine), name, asked, table(rows), results, json_file)
-
-
-def _show(
-    environment: dict[str, Any], name: str, asked: dict[str, Any], text: str, results: Any, json_file: Path | None
-) -> None:
-    """Print what was measured on what, and write it."""
-    from octavo.bench.report import table, write_json
-
-    options = [(key.replace("_", " "), str(value)) for key, value in asked.items()]
-    described = [(key.replace("_", " "), str(value)) for key, value in environment.items()]
-    click.echo(f"{table(described)}\n\n{table(options)}\n\n{text}")
-    if json_file is not None:
-        write_json(json_file, {"benchmark": name, "options": asked, "results": results, "environment": environment})
+    show(describe_environment(llm.engine), name, asked, table(rows), results, json_file)

@@ -18,8 +18,12 @@ from octavo.version import __version__
 
 COMMANDS = {
     "run": ("octavo.cli.run:run", "Stream an answer, or chat."),
+    "serve": ("octavo.cli.serve:serve", "Serve a model to clients of OpenAI's API."),
     "batch": ("octavo.cli.batch:batch", "Run a file of OpenAI batch requests; resumable."),
-    "bench": ("octavo.cli.bench:bench", "Measure throughput, latency, start, or where a step's time goes."),
+    "bench": (
+        "octavo.cli.bench:bench",
+        "Measure throughput, latency, start, a server, or a step's parts.",
+    ),
     "check": ("octavo.cli.check:check", "Prove the engine right on a model, pair by pair."),
     "eval": ("octavo.cli.evaluate:evaluate", "Measure how well a model predicts a text."),
     "export": ("octavo.cli.export:export", "Write a model in another format, quantized if asked for."),

@@ -51,7 +51,7 @@ _ENGINE: list[Decorator] = [
     click.option("--kv-cache-dtype", type=click.Choice(["auto", *KV_DTYPES]), help="Type of cached keys and values."),
     click.option("--enable-prefix-caching/--no-prefix-caching", default=None, help="Reuse equal prompt beginnings."),
     click.option("--async-scheduling/--no-async-scheduling", default=None, help="Plan a step while another runs."),
-    click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority"]), help="Who comes first."),
+    click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority", "fair"]), help="Who comes first."),
     click.option("--deterministic", is_flag=True, default=None, help="Same bits in any batch, slower; GPUs only."),
     click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs: to debug."),
     click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),

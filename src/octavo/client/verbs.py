@@ -45,6 +45,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     Attributes:
         model: what was asked for (alias, repository, path).
         model_path: where it was found.
+        tokenizer_path: where its tokenizer was found; empty: it has none.
         token_limit: longest prompt plus output, in tokens.
         generation: sampling options that the model's makers suggest, under the names of ``SamplingParams``.
         num_blocks, block_size: of the KV cache.
@@ -68,6 +69,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     ledger: tuple[str, ...] = ()
     can_embed: bool = True
     max_loras: int = 0
+    tokenizer_path: str = ""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -98,7 +100,8 @@ class Load(msgspec.Struct, frozen=True):
 class EngineClient(Protocol):
     """An engine to talk to from an event loop. All methods are called from one loop, and none blocks it."""
 
-    info: EngineInfo
+    @property
+    def info(self) -> EngineInfo: ...
 
     def generate(
         self,

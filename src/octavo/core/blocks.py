@@ -149,6 +149,10 @@ class BlockPool:
             if block is not None:
                 self._forget(block)
 
+    def forget_all(self) -> None:
+        """Empty the prefix cache; who holds a block keeps it."""
+        self.forget(list(self._block_of))
+
     def _forget(self, block: int) -> None:
         hash_ = self._hash_of[block]
         if hash_ is not None:

@@ -44,6 +44,9 @@ class Request:
         block_hashes: of its full blocks of known tokens, as far as they were needed.
         num_registered: how many of its blocks the pool was told the hash of.
         last_step: the last step that it takes part in, or -1.
+        share_key: whose it is, for fair shares.
+        num_charged: tokens that its key was charged for; what is computed again is the engine's own expense.
+        num_queued_tokens: tokens that it had when it last began to wait.
     """
 
     id: str
@@ -66,6 +69,9 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered: int = 0
     last_step: int = -1
+    share_key: str = ""
+    num_charged: int = 0
+    num_queued_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     def __post_init__(self) -> None:

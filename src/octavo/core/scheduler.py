@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from octavo.core.batch import Batch
 from octavo.core.blocks import BlockPool
 from octavo.core.draft import Draft
+from octavo.core.fair import FairQueue
 from octavo.core.invariants import check_scheduler
 from octavo.core.plan import (
     Embedded,
@@ -86,11 +87,12 @@ class Scheduler:
         self.max_in_flight = max_in_flight
         self.debug = debug
         self.policy = POLICIES[policy]
+        self._is_fair = policy == "fair"
         self.requests: dict[str, Request] = {}
         self.batch = Batch(pool, max_num_seqs, self.policy)
         self.running = self.batch.running
         self.in_flight = self.batch.in_flight
-        self.waiting = WaitingQueue(self.policy)
+        self.waiting = self._new_queue()
         self._next_step = 0
         self._next_sequence = 0
         self._untold: list[Event] = []  # of attempts to plan that gave no step; they go out with the next events
@@ -100,6 +102,9 @@ class Scheduler:
         )  # requests of a sequence number below this one stood in the queue then, and why
         # A little room is kept for the requests that run, so that they do not preempt what was just admitted.
         self._headroom = pool.num_blocks // 100
+
+    def _new_queue(self) -> WaitingQueue | FairQueue:
+        return FairQueue() if self._is_fair else WaitingQueue(self.policy)
 
     # ---------------------------------------------------------------- requests
 
@@ -270,6 +275,8 @@ class Scheduler:
         new_blocks = self.batch.extend(request, count, need, draft.step)
         samples = start + count == len(request.tokens) + request.num_pending
         request.num_pending += samples
+        if isinstance(self.waiting, FairQueue):
+            self.waiting.charge(request, count)
         draft.rows.append(RowStep(request.slot, start, count, new_blocks, samples))
         if samples and request.params.structured_outputs is not None:
             draft.masked.append((request.slot, request.id))
@@ -333,7 +340,7 @@ class Scheduler:
             self.batch.leave(request)
         request.status = Status.FINISHED
         if waits and not request.held:
-            self.waiting.discard()
+            self.waiting.discard(request)
         request.metrics.finished_time = now
         del self.requests[request.id]
         # Its end must be the last that is heard of it.
@@ -348,7 +355,7 @@ class Scheduler:
         requests = list(self.requests.values())
         self.requests.clear()
         self.running.clear()
-        self.waiting = WaitingQueue(self.policy)
+        self.waiting = self._new_queue()
         self._untold = []
         self.in_flight.reset()
         self.pool.reset()

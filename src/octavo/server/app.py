@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from octavo.client.verbs import EngineClient
 from octavo.server import openapi
 from octavo.server.errors import install_error_handlers
+from octavo.server.operation import install, make_operation, running
 from octavo.server.options import ServerOptions
 from octavo.server.routes import chat, completions, control, embeddings, messages, models, responses, tokens
 from octavo.server.state import make_server
@@ -35,18 +36,24 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
         client: the engine to ask.
         options: how the server is to behave.
         tokenizer: the engine's tokenizer, to run beside the event loop; None for a model that came without one.
+
+    Raises:
+        UsageError: the file of API keys is wrong, or traces are wanted and cannot be sent.
     """
-    server = make_server(client, options, tokenizer)
+    operation = make_operation(client, options, tokenizer)
+    server = make_server(operation.client, options, tokenizer)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with running(operation):
+            yield
         server.texts.close()
 
     app = FastAPI(title="Octavo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.server = server
+    app.state.server, app.state.operation = server, operation
     app.openapi = openapi.describe  # type: ignore[method-assign]
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
+    install(app, operation, options)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,16 @@ class ServerOptions:
             stream's head is sent.
         keep_alive: seconds after which a silent stream gets a comment (Anthropic's: a ping), so that nobody on the way
             takes it for dead.
+        api_keys: keys that are accepted. Neither these nor a file: everybody is let in.
+        api_key_file: lines of ``name:key [priority=N] [max_requests=N]``, read again when it changes.
+        max_body_bytes: the largest body of a request.
+        max_timeout: the longest that a request may take, in seconds; None: as long as it likes.
+        stall_seconds: so long may work wait without a step before ``/health`` calls for a restart.
+        cors_origins: web pages of these origins may send requests; "*" is all.
+        metrics_prefix: "octavo", or "vllm" for dashboards that know vLLM.
+        log_texts: write prompts and answers into the log.
+        otlp_endpoint: a collector's address, to which traces go; None: there are none.
+        debug_routes: ``/debug/check`` and ``/debug/reset_prefix_cache``, for tests and operators.
     """
 
     served_model_names: tuple[str, ...] = ()
@@ -33,3 +44,13 @@ class ServerOptions:
     text_threads: int = 4
     stream_patience: float = 2.0
     keep_alive: float = 15.0
+    api_keys: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    max_body_bytes: int = 32 << 20
+    max_timeout: float | None = None
+    stall_seconds: float = 30.0
+    cors_origins: tuple[str, ...] = ()
+    metrics_prefix: str = "octavo"
+    log_texts: bool = False
+    otlp_endpoint: str | None = None
+    debug_routes: bool = False

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from octavo.client.verbs import EngineClient
 from octavo.errors import RequestError
 from octavo.openai.responses import Answered
+from octavo.server.caller import caller_of
 from octavo.server.live import Live
 from octavo.server.names import Names
+from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.text_pool import TextPool
 from octavo.text.output.detect import output_format
@@ -28,7 +29,7 @@ class Server:
         started: in seconds since 1970.
     """
 
-    client: EngineClient
+    client: ObservedClient
     options: ServerOptions
     tokenizer: Tokenizer | None
     names: Names
@@ -49,7 +50,7 @@ class Server:
         return self.tokenizer
 
 
-def make_server(client: EngineClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Server:
+def make_server(client: ObservedClient, options: ServerOptions, tokenizer: Tokenizer | None) -> Server:
     """Raises ``UsageError`` for an option that names what does not exist."""
     own = options.served_model_names or (client.info.model,)
     template = options.chat_template or (tokenizer.chat_template if tokenizer is not None else None)
@@ -66,5 +67,6 @@ def make_server(client: EngineClient, options: ServerOptions, tokenizer: Tokeniz
 
 
 def server_of(request: Request) -> Server:
-    """The `Server` of the application that a request came to."""
-    return request.app.state.server
+    """The `Server` of the application that a request came to. What is asked of its client is asked by the sender."""
+    server: Server = request.app.state.server
+    return replace(server, client=server.client.of(caller_of(request)))

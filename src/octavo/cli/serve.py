@@ -1,0 +1,74 @@
+"""``octavo serve``: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from octavo.cli.operation_options import SECONDS, operation_options, split_operation_options
+from octavo.cli.options import engine_options, read_text_file, split_engine_options
+from octavo.config import EngineConfig
+
+MAX_QUEUE = 4096
+
+
+@click.command()
+@click.argument("model")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--served-model-name", "names", multiple=True, metavar="NAME", help="In place of MODEL; several may be.")
+@click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
+@click.option("--trust-request-chat-template", is_flag=True, help="Let requests bring a template.")
+@click.option("--allow-lora-loading", is_flag=True, help="Let requests load adapters from this machine's disk.")
+@click.option(
+    "--max-queue", type=click.IntRange(0), default=MAX_QUEUE, show_default=True, help="Most requests that wait."
+)
+@click.option("--max-queue-tokens", type=click.IntRange(1), metavar="N", help="Most tokens of requests that wait.")
+@click.option("--drain", type=SECONDS, default=30.0, show_default=True, help="Seconds to finish in when told to end.")
+@operation_options
+@engine_options
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    names: tuple[str, ...],
+    chat_template: str | None,
+    trust_request_chat_template: bool,
+    allow_lora_loading: bool,
+    max_queue: int,
+    max_queue_tokens: int | None,
+    drain: float,
+    **options: Any,
+) -> None:
+    """Serve MODEL to clients of OpenAI's API.
+
+    Ctrl-C and SIGTERM let requests finish; a second Ctrl-C does not. Exit code 1: the engine has died.
+    """
+    config = EngineConfig.from_kwargs(model, **split_engine_options(options))
+    template = None if chat_template is None else read_text_file("the chat template", chat_template)
+    operating = split_operation_options(options)
+
+    import uvloop
+
+    from octavo.client.wire import Limits
+    from octavo.server.logs import logging_to
+    from octavo.server.options import ServerOptions
+    from octavo.server.serve import Serving, bind
+    from octavo.server.serve import serve as run
+
+    serving = Serving(
+        config=config,
+        limits=Limits(max_queue, max_queue_tokens),
+        options=ServerOptions(
+            served_model_names=names,
+            chat_template=template,
+            trust_request_chat_template=trust_request_chat_template,
+            allow_lora_loading=allow_lora_loading,
+            **operating.server,
+        ),
+        uvicorn=operating.uvicorn,
+        drain=drain,
+    )
+    with bind(host, port) as listener, logging_to(style=operating.log_format):
+        uvloop.run(run(serving, listener, lambda line: click.echo(line, err=True)))

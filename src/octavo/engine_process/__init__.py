@@ -1,0 +1,1 @@
+"""The engine's own process: what `octavo.client` starts and talks to."""

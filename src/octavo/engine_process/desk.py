@@ -1,0 +1,104 @@
+"""What goes out: the requests that somebody follows, and what is new in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from octavo.client.wire import Begun, End, News, Piece, Scored
+from octavo.cursor import Cursor
+from octavo.engine_process.meter import Meter
+from octavo.outputs import RequestOutput
+
+
+@dataclass(slots=True)
+class Followed:
+    """A request: its output, which grows as the engine steps, and how much of it was told."""
+
+    key: int
+    output: RequestOutput
+    make_piece: Callable[..., Piece] = field(init=False)
+    cursors: list[Cursor] = field(init=False)
+    scores_told: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.make_piece = partial(Piece, self.key)
+        self.cursors = [Cursor() for _ in self.output.outputs]
+        self.scores_told = self.output.prompt_logprobs is None
+
+
+class Desk:
+    """Collects news until they are taken away, once a step."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._followed: dict[str, Followed] = {}
+        self._ids: dict[int, str] = {}
+        self.news = News()
+
+    def take(self) -> News:
+        """What has been collected, and begin anew."""
+        news, self.news = self.news, News()
+        return news
+
+    def has_news(self) -> bool:
+        news = self.news
+        return bool(news.pieces or news.ends or news.refused or news.answers or news.begun)
+
+    def follow(self, key: int, output: RequestOutput, *, tell_prompt: bool) -> None:
+        """Tell all that becomes of a request from now on, and its prompt's tokens where ``tell_prompt``."""
+        self._followed[output.request_id] = Followed(key, output)
+        self._ids[key] = output.request_id
+        if tell_prompt:
+            self.news.begun.append(Begun(key, output.prompt_token_ids))
+
+    def id_of(self, key: int) -> str | None:
+        """The id of a request that has not ended."""
+        return self._ids.get(key)
+
+    def tell(self, outputs: Iterable[RequestOutput]) -> None:
+        """Note what is new in ``outputs``; those that nobody follows are passed over."""
+        for output in outputs:
+            followed = self._followed.get(output.request_id)
+            if followed is not None:
+                self._tell(followed)
+
+    def tell_failure(self, reason: str) -> None:
+        """The engine has ended all requests with an error: say so, and why."""
+        for followed in list(self._followed.values()):
+            for completion in followed.output.outputs:
+                if completion.finish_reason == "error" and completion.stop_reason is None:
+                    completion.stop_reason = reason
+            self._tell(followed)
+
+    def _tell(self, followed: Followed) -> None:
+        output = followed.output
+        if not followed.scores_told:
+            self._tell_scores(followed)
+        for completion, cursor in zip(output.outputs, followed.cursors, strict=True):
+            piece = cursor.advance(completion, followed.make_piece)
+            if piece is not None:
+                self.news.pieces.append(piece)
+                self._meter.generated_tokens += len(piece.token_ids)
+                if piece.finish_reason is not None:
+                    self._meter.finished[piece.finish_reason] += 1
+        if output.finished:
+            self._end(followed)
+
+    def _tell_scores(self, followed: Followed) -> None:
+        """They come in pieces, and all before the first token of the completion that they were computed for."""
+        first, scores = followed.output.outputs[0], followed.output.prompt_logprobs
+        if scores is not None and (first.token_ids or first.finished):
+            self.news.scored.append(Scored(followed.key, scores))
+            followed.scores_told = True
+
+    def _end(self, followed: Followed) -> None:
+        output = followed.output
+        vector = output.embedding
+        data = None if vector is None else np.asarray(vector, np.float32).tobytes()
+        self.news.ends.append(End(followed.key, output.metrics, data))
+        del self._followed[output.request_id]
+        del self._ids[followed.key]

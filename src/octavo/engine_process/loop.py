@@ -1,0 +1,158 @@
+"""The engine's loop: take in what has come, step, send what is new. It sleeps when there is nothing to do."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from octavo.client.verbs import BusyError
+from octavo.client.wire import Abort, Answer, Call, News, Refused, Stop
+from octavo.engine import Engine
+from octavo.engine_process.desk import Desk
+from octavo.engine_process.door import Door
+from octavo.engine_process.inbox import Arrived, Inbox, Item
+from octavo.engine_process.meter import Meter
+from octavo.engine_process.verbs import Verbs
+from octavo.errors import OctavoError, RequestError
+
+MAX_FAILURES = 3
+"""Steps that may fail one after the other before the engine is given up."""
+
+
+class EngineFailedError(OctavoError):
+    """The engine cannot go on."""
+
+
+class EngineLoop:
+    """Runs until a `Stop` comes.
+
+    Args:
+        send: takes one message with all news of a step. It may block while whoever reads them lags far behind: to
+            compute more for one who does not read is of no use.
+    """
+
+    def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[News], None], door: Door, meter: Meter) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._send = send
+        self._door = door
+        self._meter = meter
+        self._desk = Desk(meter)
+        self._verbs = Verbs(engine)
+        self._deadlines: list[tuple[float, int]] = []
+        self._failures = 0
+        self._stopped = False
+
+    def run(self) -> None:
+        """Raises ``EngineFailedError`` when steps fail again and again, or the device is lost."""
+        while not self._stopped:
+            idle = not self._engine.has_unfinished_requests()
+            for item in self._inbox.take(wait=idle):
+                self._handle(item)
+            self._end_overdue()
+            self._flush()  # a refusal need not wait for the step
+            if self._engine.has_unfinished_requests():
+                self._step()
+            self._flush()
+
+    # ---------------------------------------------------------------- what comes in
+
+    def _handle(self, item: Item) -> None:
+        match item:
+            case Arrived():
+                self._add(item)
+            case Abort():
+                self._abort(item.key)
+            case Call():
+                self._desk.news.answers.append(self._answer(item))
+            case Refused():
+                self._desk.news.refused.append(item)
+            case Stop():
+                self._stopped = True
+
+    def _add(self, arrived: Arrived) -> None:
+        message = arrived.message
+        try:
+            self._check_room(arrived)
+            output = self._verbs.add(message, arrived.token_ids)
+        except BusyError as error:
+            self._desk.news.refused.append(Refused(message.key, str(error), error.retry_after))
+        except RequestError as error:
+            self._desk.news.refused.append(Refused(message.key, str(error)))
+        else:
+            self._desk.follow(message.key, output, tell_prompt=arrived.was_text)
+            if message.deadline is not None:
+                heapq.heappush(self._deadlines, (message.deadline, message.key))
+
+    def _check_room(self, arrived: Arrived) -> None:
+        scheduler = self._engine.scheduler
+        stats = scheduler.stats()
+        count = 1 if arrived.message.embed else arrived.message.params.n
+        self._door.check(
+            count,
+            count * len(arrived.token_ids),
+            waiting=stats.waiting,
+            rows=scheduler.max_num_seqs - stats.running,
+            waiting_tokens=scheduler.waiting.num_tokens,
+            now=time.monotonic(),
+        )
+
+    def _abort(self, key: int, stop_reason: str | None = None) -> None:
+        request_id = self._desk.id_of(key)
+        output = self._engine.abort(request_id, stop_reason) if request_id is not None else None
+        if output is not None:
+            self._desk.tell([output])
+
+    def _answer(self, call: Call) -> Answer:
+        try:
+            return Answer(call.key, self._verbs.call(call.verb, call.arguments))
+        except OctavoError as error:
+            return Answer(call.key, error=str(error))
+        except AssertionError as error:
+            return Answer(call.key, error=f"the check failed: {error}")
+
+    def _end_overdue(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            self._abort(heapq.heappop(self._deadlines)[1], "deadline")
+
+    # ---------------------------------------------------------------- steps
+
+    def _step(self) -> None:
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._failures = 0
+            self._desk.tell(outputs)
+
+    def _failed(self, error: Exception) -> None:
+        """Its requests have ended with an error; the engine goes on if it can."""
+        reason = last_line(error)
+        traceback.print_exception(error, file=sys.stderr)
+        self._desk.tell_failure(f"the model failed: {reason}")
+        self._failures += 1
+        if self._failures >= MAX_FAILURES or is_device_lost(error):
+            self._flush()
+            raise EngineFailedError(reason)
+
+    def _flush(self) -> None:
+        if self._desk.has_news():
+            news = self._desk.take()
+            news.load = self._meter.snapshot()
+            self._send(news)
+
+
+def last_line(error: BaseException) -> str:
+    """What a traceback of it ends with, in one line."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a GPU will do nothing more for this process: after a CUDA error, but not after it ran out of memory."""
+    causes: list[Any] = [error, error.__cause__, error.__context__]
+    return any("CUDA error" in str(cause) or "CUDA driver error" in str(cause) for cause in causes if cause)

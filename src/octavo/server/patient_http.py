@@ -1,0 +1,67 @@
+"""HTTP/1.1 that does not wait for ever: neither for a request that drips in, nor for a reader that has stopped.
+
+The server stops writing to a connection whose buffer is full (64 KiB), so a slow reader costs no memory; but without
+a limit he holds his request's KV blocks as long as he likes. And nobody else limits how long a request may take to
+arrive ("slow loris").
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class PatientHttp(HttpToolsProtocol):
+    """uvicorn's protocol with two timers for each connection.
+
+    Attributes:
+        receive_timeout: seconds from a request's first byte (of the first request: from connecting) to its last one.
+        send_timeout: seconds that a full buffer may stay full.
+    """
+
+    receive_timeout: float = 60.0
+    send_timeout: float = 60.0
+    _receiving: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_request()
+
+    def on_message_complete(self) -> None:
+        _cancel(self._receiving)
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        self._sending = self.loop.call_later(self.send_timeout, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        _cancel(self._sending)
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _cancel(self._receiving)
+        _cancel(self._sending)
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        _cancel(self._receiving)
+        self._receiving = self.loop.call_later(self.receive_timeout, self.transport.abort)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+def patient_http(receive_timeout: float, send_timeout: float) -> type[PatientHttp]:
+    """The class to give to uvicorn as ``http``."""
+    limits: dict[str, Any] = {"receive_timeout": receive_timeout, "send_timeout": send_timeout}
+    return type("LimitedHttp", (PatientHttp,), limits)

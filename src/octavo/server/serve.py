@@ -1,0 +1,164 @@
+"""The life of ``octavo serve``: an engine's process, HTTP before it, and how both end.
+
+A first SIGINT or SIGTERM lets requests finish for a while, a second one does not. When the engine dies, requests are
+answered with the reason, ``/health`` fails for a moment so that it is seen, and this process ends with an error, so
+that a supervisor starts it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from octavo.client.remote import RemoteEngine
+from octavo.client.verbs import EngineDeadError, EngineInfo
+from octavo.client.wire import Limits
+from octavo.config import EngineConfig
+from octavo.errors import OctavoError
+from octavo.server.app import create_app
+from octavo.server.options import ServerOptions
+from octavo.text.tokenizer import load_tokenizer
+
+LENGTHS = (2048, 8192)
+"""Of requests, in tokens, for which it is told how many fit; beside those of full length."""
+
+FAILED_SECONDS = 1.0
+"""How long a server without an engine goes on to say so."""
+
+FORCE_SECONDS = 2.0
+"""How long it waits, then, for readers to take what they are told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """What is to be served, and how.
+
+    Attributes:
+        limits: of the engine's queue.
+        uvicorn: arguments of ``uvicorn.Config``.
+        drain: seconds that requests have to finish in when the server is told to end.
+    """
+
+    config: EngineConfig
+    limits: Limits
+    options: ServerOptions
+    uvicorn: dict[str, Any]
+    drain: float
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the port and does not listen yet. Raises ``OctavoError`` if the port cannot be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise OctavoError(
+            f"cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    return listener
+
+
+async def serve(serving: Serving, listener: socket.socket, say: Callable[[str], None]) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        say: is given lines for whoever has started this.
+
+    Raises:
+        OctavoError: the model cannot be loaded. EngineDeadError: the engine has died.
+    """
+    engine = await RemoteEngine.start(serving.config, serving.limits)
+    try:
+        for line in introduction(engine.info):
+            say(line)
+        path = engine.info.tokenizer_path
+        tokenizer = await asyncio.to_thread(load_tokenizer, path) if path else None
+        app = create_app(engine, serving.options, tokenizer)
+        host, port, *_ = listener.getsockname()
+        say(f"listening on {'https' if 'ssl_certfile' in serving.uvicorn else 'http'}://{_in_url(host)}:{port}")
+        await _answer(app, engine, serving, listener)
+    finally:
+        await engine.shutdown(0)
+
+
+def introduction(info: EngineInfo) -> list[str]:
+    """What is served, where the memory goes, and how much fits."""
+    return [f"{info.model} on {info.device}, {info.dtype}", *info.ledger, capacity(info)]
+
+
+def capacity(info: EngineInfo) -> str:
+    """How many requests the KV cache holds at once, by their length."""
+    lengths = sorted({*(n for n in LENGTHS if n < info.token_limit), info.token_limit})
+    counts = [(info.num_blocks // -(-length // info.block_size), length) for length in lengths]
+    (first, length), *others = counts
+    fits = "".join(f", {count:,} of {length:,}" for count, length in others)
+    return f"{first:,} requests of {length:,} tokens fit{fits}; at most {info.max_num_seqs:,} run at once"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+async def _answer(app: FastAPI, engine: RemoteEngine, serving: Serving, listener: socket.socket) -> None:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=serving.drain,  # type: ignore[arg-type]  # it goes to asyncio.wait_for
+        **serving.uvicorn,
+    )
+    server = _Server(config)
+    failing = asyncio.create_task(_end_with(engine, server))
+    try:
+        with _signals(lambda: _end(server, app)):
+            await server.serve(sockets=[listener])
+    finally:
+        failing.cancel()
+    if not failing.cancelled() and failing.done():
+        raise EngineDeadError(failing.result())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own ways with signals, which end in one that ends the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _end(server: uvicorn.Server, app: FastAPI) -> None:
+    """The first time: no new requests. The second time: now."""
+    server.force_exit = server.should_exit
+    server.should_exit = True
+    app.state.operation.health.draining = True
+
+
+async def _end_with(engine: RemoteEngine, server: uvicorn.Server) -> str:
+    """End the server when the engine dies; why it did."""
+    reason = await engine.wait_failed()
+    await asyncio.sleep(FAILED_SECONDS)
+    server.should_exit = True
+    asyncio.get_running_loop().call_later(FORCE_SECONDS, setattr, server, "force_exit", True)
+    return reason

@@ -1,0 +1,58 @@
+"""Operators' options of ``octavo serve``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from octavo.cli.operation_options import Operating, operation_options, split_operation_options
+from octavo.errors import UsageError
+from octavo.server.options import ServerOptions
+
+
+def parse(*arguments: str, **environment: str) -> Operating:
+    found: list[Operating] = []
+
+    @click.command()
+    @operation_options
+    def command(**options: Any) -> None:
+        found.append(split_operation_options(options))
+        assert not options
+
+    result = CliRunner().invoke(command, arguments, env=environment)
+    if isinstance(result.exception, Exception):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return found[0]
+
+
+def test_what_is_not_said_is_the_servers_default() -> None:
+    given, default = parse(), ServerOptions()
+    assert {name: getattr(default, name) for name in given.server} == given.server
+    assert set(given.server) <= {field.name for field in fields(ServerOptions)}
+    assert (given.log_format, set(given.uvicorn)) == ("text", {"http"})
+
+
+def test_options() -> None:
+    keys = ["--api-key", "a", "--api-key", "b", "--api-key-file", "keys"]
+    more = ["--max-body", "1M", "--max-timeout", "9", "--send-timeout", "3", "--receive-timeout", "4", "--debug-routes"]
+    given = parse(*keys, *more, "--cors-origin", "*", "--metrics-prefix", "vllm", "--log-format", "json")
+    options = ServerOptions(**given.server)
+    assert (options.api_keys, options.api_key_file) == (("a", "b"), Path("keys"))
+    assert (options.max_body_bytes, options.max_timeout, options.cors_origins) == (1 << 20, 9.0, ("*",))
+    assert (given.uvicorn["http"].send_timeout, given.uvicorn["http"].receive_timeout) == (3.0, 4.0)
+    assert given.log_format == "json"
+
+
+def test_a_key_of_the_environment() -> None:
+    assert parse(OCTAVO_API_KEY="sk-1").server["api_keys"] == ("sk-1",)
+
+
+def test_a_certificate_alone_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--ssl-certfile with --ssl-keyfile"):
+        parse("--ssl-certfile", str(tmp_path / "a"))

@@ -1,0 +1,202 @@
+"""``octavo serve`` from its start to its end, whichever end that is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from helpers_cli import FAST, make_chat_model, octavo_process
+from octavo.client.verbs import EngineInfo
+from octavo.server.serve import capacity
+
+LONG = {"prompt": "Hi", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+@dataclass
+class Served:
+    """A running server: its address, its process, what it has printed."""
+
+    process: subprocess.Popen[bytes]
+    url: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The process of the engine, told apart from the one that renders chats."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if "octavo.engine_process" in child.cmdline())
+
+    def read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.decode().rstrip())
+
+    def until_it_listens(self) -> None:
+        end = time.monotonic() + 60
+        while not (found := [line for line in self.lines if line.startswith("listening on ")]):
+            assert time.monotonic() < end, self.lines
+            assert self.process.poll() is None, self.lines
+            time.sleep(0.01)
+        self.url = found[0].removeprefix("listening on ")
+
+    def ends(self, seconds: float = 20) -> int:
+        """Its exit code. Nothing of it may be left."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        code = self.process.wait(seconds)
+        _, left = psutil.wait_procs(children, timeout=5)
+        assert not left
+        return code
+
+
+@contextmanager
+def served(model: Path, *options: str) -> Iterator[Served]:
+    with octavo_process("serve", model, "--port", "0", *FAST, *options) as process:
+        server = Served(process)
+        reader = threading.Thread(target=server.read, daemon=True)
+        reader.start()
+        try:
+            server.until_it_listens()
+            yield server
+        finally:
+            process.kill()
+            process.wait()
+            reader.join(10)
+
+
+@contextmanager
+def streaming(server: Served, **body: Any) -> Iterator[Iterator[str]]:
+    """The lines of a stream that has begun."""
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | body, timeout=30) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        yield lines
+
+
+def data_of(lines: Iterator[str]) -> list[Any]:
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def test_it_says_what_it_serves_and_drains_on_sigterm(model):
+    with served(model, "--served-model-name", "tiny") as server:
+        assert re.match(r"\S+ on cpu, float32", server.lines[0])
+        assert server.lines[1].startswith("weights ")
+        assert re.match(r"\d+ requests of 2,048 tokens fit, \d+ of 8,192; at most 256 run at once", server.lines[2])
+        assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "tiny"
+        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the HTTP process has torch"
+        assert "libtorch" in Path(f"/proc/{server.engine.pid}/maps").read_text()
+        with streaming(server, max_tokens=100) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            chunks = data_of(lines)
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.ends() == 0
+
+
+def test_the_drain_has_a_limit(model):
+    with served(model, "--drain", "0.5") as server, streaming(server) as lines:
+        server.process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        with contextlib.suppress(httpx.HTTPError):  # it may be cut in the middle
+            assert not any(chunk["choices"][0]["finish_reason"] == "length" for chunk in data_of(lines))
+        assert server.ends() == 0
+        assert time.monotonic() - begun < 10
+
+
+def test_a_second_ctrl_c_does_not_wait(model):
+    with served(model, "--drain", "600") as server, streaming(server):
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.ends(10) == 0
+
+
+def test_a_dead_engine_is_told_to_everybody_and_ends_the_server(model):
+    with served(model) as server, streaming(server) as lines:
+        server.engine.kill()
+        killed = time.monotonic()
+        chunks = data_of(lines)
+        assert time.monotonic() - killed < 1
+        assert "killed by SIGKILL" in json.dumps(chunks[-1]["error"])
+        answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi"})
+        assert answer.status_code == 503
+        assert "killed by SIGKILL" in answer.json()["error"]["message"]
+        assert httpx.get(f"{server.url}/health").status_code == 503
+        assert server.ends(10) == 1
+    assert server.lines[-1].startswith("octavo: the engine has died: it was killed by SIGKILL")
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_client_that_leaves_frees_its_blocks(model):
+    with served(model, "--debug-routes") as server:
+        with streaming(server):
+            assert httpx.get(f"{server.url}/health").json()["running"] == 1
+        end = time.monotonic() + 5
+        while (counts := httpx.post(f"{server.url}/debug/check").json())["unfinished"]:
+            assert time.monotonic() < end, counts
+        assert counts["free_blocks"] == counts["num_blocks"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_can_be_ended_while_the_model_is_loaded(model, number):
+    with octavo_process("serve", model, "--port", "0", *FAST) as process:
+        parent = psutil.Process(process.pid)
+        end = time.monotonic() + 60
+        while not (children := parent.children()):
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        _, left = psutil.wait_procs(children, timeout=10)
+    assert not left
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGTERM)
+    assert b"Traceback" not in err
+
+
+def test_a_port_that_is_taken_is_one_line_before_the_model_is_looked_for(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with octavo_process("serve", tmp_path / "nothing", "--port", port) as process:
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.decode() == f"octavo: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path):
+    with octavo_process("serve", tmp_path / "nothing", "--port", "0") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.decode() == f"octavo: {tmp_path / 'nothing'}: no such file or folder\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (100_000, "8 requests of 2,048 tokens fit, 2 of 8,192, 0 of 100,000"),
+        (8192, "8 requests of 2,048 tokens fit, 2 of 8,192"),
+        (500, "32 requests of 500 tokens fit"),
+    ],
+)
+def test_how_much_fits(limit, expected):
+    info = EngineInfo("m", "/m", "1", 9, limit, 256, 2048, 1030, 16, "float32", "cpu")
+    assert capacity(info) == f"{expected}; at most 256 run at once"

@@ -1,0 +1,241 @@
+"""The engine's loop, driven message by message in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from helpers_engine import tiny_llm
+from helpers_models import make_tiny
+from octavo import LLM, SamplingParams
+from octavo.client.wire import Abort, Call, Generate, Hello, Limits, News, Refused, Stop, ToEngine, encode
+from octavo.engine_process.door import Door
+from octavo.engine_process.inbox import Arrived, Inbox, Item
+from octavo.engine_process.loop import MAX_FAILURES, EngineFailedError, EngineLoop, is_device_lost
+from octavo.engine_process.meter import Meter
+from octavo.errors import RequestError
+
+SIX = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))[1]
+
+
+@pytest.fixture
+def llm(path: Path) -> Iterator[LLM]:
+    with tiny_llm(path, block_size=4) as llm:
+        yield llm
+
+
+class Script:
+    """An inbox that hands out what was prepared, one list before each step, and then a `Stop`."""
+
+    def __init__(self, *batches: list[Item]) -> None:
+        self._batches = list(batches)
+
+    def take(self, *, wait: bool) -> list[Item]:
+        if self._batches:
+            return self._batches.pop(0)
+        return [Stop()] if wait else []
+
+
+def play(llm: LLM, *batches: list[Item], limits: Limits | None = None) -> list[News]:
+    """All messages that the loop sends."""
+    sent: list[News] = []
+    door = Door(limits or Limits())
+    EngineLoop(llm.engine, Script(*batches), sent.append, door, Meter(llm.engine, door)).run()  # type: ignore[arg-type]
+    return sent
+
+
+def request(key: int, tokens: list[int] | None = None, **options: Any) -> Arrived:
+    tokens = tokens or [3 + key, 4, 5]
+    params = options.pop("params", SIX)
+    return Arrived(Generate(key, f"r{key}", tokens, params, **options), tokens, was_text=False)
+
+
+def ends_of(sent: list[News]) -> dict[int, tuple[str | None, str | int | None]]:
+    """Key -> why it ended: (finish reason, stop reason)."""
+    pieces = [piece for news in sent for piece in news.pieces if piece.finish_reason is not None]
+    assert {piece.key for piece in pieces} == {end.key for news in sent for end in news.ends}
+    return {piece.key: (piece.finish_reason, piece.stop_reason) for piece in pieces}
+
+
+def tokens_of(sent: list[News], key: int) -> list[int]:
+    return [token for news in sent for piece in news.pieces if piece.key == key for token in piece.token_ids]
+
+
+def fail_steps(llm: LLM, monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
+    """Let the model's next steps fail with ``errors``, where these are not None."""
+    model, coming = llm.engine._executor._runner.model, list(errors)  # type: ignore[attr-defined]
+    forward = type(model).forward
+
+    def failing(self: Any, batch: Any) -> Any:
+        error = coming.pop(0) if coming else None
+        if error is not None:
+            raise error
+        return forward(self, batch)
+
+    monkeypatch.setattr(type(model), "forward", failing)
+
+
+def test_a_step_is_one_message(llm: LLM) -> None:
+    sent = play(llm, [request(i) for i in range(5)])
+    assert [len(news.pieces) for news in sent] == [5] * 6
+    assert all(news.load is not None for news in sent)
+    expected = llm.generate([[3 + i, 4, 5] for i in range(5)], SIX, use_tqdm=False)
+    assert [tokens_of(sent, i) for i in range(5)] == [output.outputs[0].token_ids for output in expected]
+
+
+def test_refusals_do_not_wait_for_a_step(llm: LLM) -> None:
+    sent = play(llm, [request(1), request(2, [500]), Refused(3, "no tokenizer")])
+    assert [refused.key for refused in sent[0].refused] == [2, 3]
+    assert not sent[0].pieces
+    assert ends_of(sent) == {1: ("length", None)}
+
+
+def test_an_abort_takes_effect_before_the_next_step(llm: LLM) -> None:
+    sent = play(llm, [request(1), request(2)], [], [Abort(1), Abort(9)])
+    assert ends_of(sent) == {1: ("abort", None), 2: ("length", None)}
+    assert len(tokens_of(sent, 1)) == 2
+
+
+def test_an_id_can_be_used_again_at_once(llm: LLM) -> None:
+    again = Arrived(Generate(2, "r1", [9], SIX), [9], was_text=True)
+    sent = play(llm, [request(1)], [Abort(1), again])
+    assert ends_of(sent) == {1: ("abort", None), 2: ("length", None)}
+    assert [begun.prompt_token_ids for news in sent for begun in news.begun] == [[9]]
+
+
+def test_deadlines_that_have_passed(llm: LLM) -> None:
+    now = time.monotonic()
+    sent = play(llm, [request(1, deadline=now + 3600), request(2, deadline=now), request(3, deadline=now - 1)])
+    assert ends_of(sent) == {1: ("length", None), 2: ("abort", "deadline"), 3: ("abort", "deadline")}
+    assert not llm.engine.has_unfinished_requests()
+
+
+def test_a_step_that_fails_ends_its_requests_and_no_others(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_steps(llm, monkeypatch, None, ValueError("a bad\nday"), ValueError("again"), None)
+    sent = play(llm, [request(1)], [request(2)], [request(3)], [request(4)])
+    failed = ("error", "the model failed: ValueError: a bad day")
+    assert ends_of(sent) == {
+        1: failed,
+        2: failed,
+        3: ("error", "the model failed: ValueError: again"),
+        4: ("length", None),
+    }
+    llm.engine.scheduler.check()
+
+
+def test_three_failures_in_a_row_are_the_end(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_steps(llm, monkeypatch, *[ValueError(str(i)) for i in range(9)])
+    with pytest.raises(EngineFailedError, match=f"ValueError: {MAX_FAILURES - 1}"):
+        play(llm, *[[request(i)] for i in range(9)])
+
+
+def test_a_lost_device_is_the_end_at_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_steps(llm, monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(EngineFailedError, match="illegal memory access"):
+        play(llm, [request(1)])
+
+
+def test_which_errors_are_of_a_lost_device() -> None:
+    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_device_lost(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert not is_device_lost(ValueError("x"))
+
+
+def test_calls_are_answered_and_wrong_ones_refused(llm: LLM) -> None:
+    calls = [
+        Call(1, "debug_check"),
+        Call(2, "reset_prefix_cache"),
+        Call(3, "shutdown"),
+        Call(4, "add_lora", ("a", "b")),
+    ]
+    sent = play(llm, [*calls])
+    answers = {answer.key: answer for news in sent for answer in news.answers}
+    assert answers[1].value["num_blocks"] == llm.engine.ledger.num_blocks
+    assert (answers[2].value, answers[2].error) == (None, None)
+    assert "no verb 'shutdown'" in answers[3].error
+    assert answers[4].error == "adapters are not enabled"
+
+
+def test_what_is_cached_is_forgotten_when_asked(llm: LLM) -> None:
+    prompt = list(range(3, 30))
+    sent = play(llm, [request(1, prompt)], *[[]] * 6, [Call(9, "reset_prefix_cache"), request(2, prompt)])
+    cached = {end.key: end.metrics.num_cached_tokens for news in sent for end in news.ends}
+    assert cached == {1: 0, 2: 0}
+    again = play(llm, [request(3, prompt)])
+    assert again[-1].ends[0].metrics.num_cached_tokens == 24
+
+
+def test_the_door_sees_the_queue(llm: LLM) -> None:
+    sent = play(llm, [request(i) for i in range(4)], limits=Limits(max_queue_tokens=6))
+    assert [refused.key for refused in sent[0].refused] == [2, 3]
+    assert sent[0].refused[0].retry_after is not None
+
+
+# ---------------------------------------------------------------- the inbox
+
+
+def items_of(messages: list[bytes], count: int) -> list[Item]:
+    """What an inbox makes of bytes that are sent to it."""
+
+    def tokenize(prompt: Any, add_special_tokens: bool) -> list[int]:
+        if prompt == "bad":
+            raise RequestError("a bad text")
+        if prompt == "panic":
+            raise BaseException("panicked")
+        return [len(prompt), int(add_special_tokens)]
+
+    context = zmq.Context()
+    incoming, outgoing = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    incoming.bind("inproc://requests")
+    outgoing.connect("inproc://requests")
+    items: list[Item] = []
+    try:
+        with Inbox(incoming) as inbox:
+            for message in [encode(Hello()), *messages]:
+                outgoing.send(message)
+            inbox.start(tokenize)
+            while len(items) < count:
+                items += inbox.take(wait=True)
+    finally:
+        outgoing.close()
+        context.term()
+    return items
+
+
+def test_the_inbox_tokenizes_and_keeps_the_order() -> None:
+    messages: list[ToEngine] = [
+        Generate(1, "a", "four", SIX),
+        Abort(1),
+        Generate(2, "b", [7, 8, 9], SIX, add_special_tokens=False),
+        Generate(3, "c", "bad", SIX),
+        Generate(4, "d", "panic", SIX),
+        Call(5, "debug_check"),
+    ]
+    items = items_of([encode(message) for message in messages], 6)
+    first, _, third, fourth, fifth, _ = items
+    assert isinstance(first, Arrived)
+    assert isinstance(third, Arrived)
+    assert (first.token_ids, first.was_text) == ([4, 1], True)
+    assert (third.token_ids, third.was_text) == ([3, 0], False)
+    assert fourth == Refused(3, "a bad text")
+    assert fifth == Refused(4, "the prompt cannot be tokenized: BaseException: panicked")
+    assert (items[1], items[5]) == (messages[1], messages[5])
+
+
+def test_a_message_that_makes_no_sense_is_refused_by_its_key_and_harms_no_other() -> None:
+    damaged = encode(Generate(8, "a", [1], SIX)).replace(b"top_p", b"top_q").replace(b"\xa1n\x01", b"\xa1n\x00")
+    items = items_of([b"", b"\xc1", damaged, encode(Abort(9))], 2)
+    assert isinstance(items[0], Refused)
+    assert items[0].key == 8
+    assert "n=0 is out of range" in items[0].message
+    assert items[1] == Abort(9)

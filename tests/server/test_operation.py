@@ -1,0 +1,182 @@
+"""The whole application, as those see it who operate it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from helpers_client import FakeClient
+from helpers_http import asgi, call, events_of, make, tokenizer
+from octavo.client.verbs import BusyError
+from octavo.errors import UsageError
+from octavo.server.logs import logging_to
+
+URL = "/v1/completions"
+ASK = {"prompt": "Hello there", "max_tokens": 4}
+
+
+def metric(app: FastAPI, start: str) -> list[float]:
+    """Values of the series that begin so."""
+    lines = call(app, "GET", "/metrics").text.splitlines()
+    return [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(start)]
+
+
+def logged(app: FastAPI, *requests: tuple[Any, ...], **options: Any) -> list[dict[str, Any]]:
+    stream = io.StringIO()
+    with logging_to(stream, "json"):
+        for method, path, body in requests:
+            call(app, method, path, body, **options)
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_is_counted(stream: bool) -> None:
+    app, _ = make(served_model_names=("mine",))
+    assert call(app, "POST", URL, {**ASK, "stream": stream}).status_code == 200
+    series = 'engine="0",model_name="mine"}'
+    assert metric(app, f"octavo:request_generation_tokens_sum{{{series}") == [4]
+    assert metric(app, f"octavo:inter_token_latency_seconds_count{{{series}") == [3]
+    assert metric(app, f"octavo:request_queue_time_seconds_sum{{{series}") == [0.25]
+    assert metric(app, 'http_requests_total{handler="/v1/completions",method="POST",status="200"}') == [1]
+    assert metric(app, 'http_requests_total{handler="/metrics"') == [4]
+
+
+def test_the_prefix_of_names_can_be_vllms() -> None:
+    app, _ = make(metrics_prefix="vllm")
+    assert metric(app, "vllm:num_requests_running") == [0]
+    assert metric(app, "octavo:") == []
+
+
+def test_a_request_has_a_line_in_the_log() -> None:
+    app, _ = make(api_keys=("sk-1",))
+    headers = {"x-request-id": "mine-1", "authorization": "Bearer sk-1"}
+    (line,) = logged(app, ("POST", URL, ASK), headers=headers)
+    assert {name: line[name] for name in ("request_id", "key", "model", "finish_reason", "output_tokens")} == {
+        "request_id": "mine-1",
+        "key": "key-1",
+        "model": "tiny",
+        "finish_reason": "length",
+        "output_tokens": 4,
+    }
+    assert (line["queued"], line["waited_for"], line["cached_tokens"]) == (0.25, "needs blocks", 1)
+    assert "Hello" not in json.dumps(line)
+
+
+def test_texts_are_logged_only_where_that_is_wanted() -> None:
+    app, client = make(log_texts=True)
+    (line,) = logged(app, ("POST", URL, ASK))
+    assert line["prompt"] == "Hello there"
+    assert line["texts"] == [tokenizer().decode(client.calls[0]["prompt"][::-1][:4])]
+
+
+def test_an_error_of_http_has_a_line_too() -> None:
+    app, _ = make()
+    refused, missing = logged(app, ("POST", URL, {"prompt": "x", "nothing": 1}), ("GET", "/v1/nothing", None))
+    assert (refused["message"], refused["status"], refused["path"]) == ("http", 400, URL)
+    assert missing["status"] == 404
+
+
+def test_the_key_shares_and_comes_first(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice:sk-1 priority=-5\n")
+    app, client = make(api_key_file=keys)
+    assert call(app, "POST", URL, ASK).status_code == 401
+    answer = call(app, "POST", URL, {**ASK, "priority": 2}, headers={"authorization": "Bearer sk-1"})
+    assert answer.status_code == 200
+    assert (client.calls[0]["share_key"], client.calls[0]["priority"]) == ("alice", -3)
+
+
+def test_the_deadline_reaches_the_engine() -> None:
+    app, client = make(max_timeout=60.0)
+    call(app, "POST", URL, ASK)
+    call(app, "POST", URL, {**ASK, "timeout": 7})
+    call(app, "POST", URL, ASK, headers={"x-request-timeout": "3"})
+    assert [one["timeout"] for one in client.calls] == [60, 7, 3]
+
+
+def test_a_large_body_is_refused_in_the_shape_of_its_api() -> None:
+    app, _ = make(max_body_bytes=1000)
+
+    async def chunks() -> Any:
+        for _ in range(20):
+            yield b"x" * 100
+
+    for body in ({"content": b"x" * 2000}, {"content": chunks()}):
+        answer = call(app, "POST", URL, **body)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["message"] == "the body is too large; accepted: up to 1000 bytes"
+        assert answer.headers["connection"] == "close"
+        assert "x-request-id" in answer.headers
+
+
+def test_a_full_queue_says_when_to_try_again() -> None:
+    client = FakeClient(tokenizer(), failure=BusyError("100 requests wait already", 2.4))
+    app, _ = make(client)
+    answer = call(app, "POST", URL, ASK)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert metric(app, "octavo:e2e_request_latency_seconds_count") == [0]
+
+
+def test_a_stream_that_is_left_is_counted_as_aborted() -> None:
+    app, client = make(FakeClient(tokenizer(), gap=0.005))
+    stream = io.StringIO()
+
+    async def leave() -> None:
+        async with asgi(app) as http:
+            task = asyncio.create_task(http.post(URL, json={**ASK, "max_tokens": 2000, "stream": True}))
+            while not client.running:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    with logging_to(stream, "json"):
+        asyncio.run(leave())
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["finish_reason"] for line in lines if line["message"] == "request"] == ["abort"]
+    assert not client.running
+
+
+def test_a_server_that_ends_answers_what_it_has_begun() -> None:
+    app, client = make(FakeClient(tokenizer(), gap=0.005))
+
+    async def drain() -> tuple[Any, Any]:
+        async with asgi(app) as http:
+            begun = asyncio.create_task(http.post(URL, json={**ASK, "max_tokens": 20, "stream": True}))
+            while not client.running:
+                await asyncio.sleep(0.001)
+            app.state.operation.health.draining = True
+            return await http.post(URL, json=ASK), await begun
+
+    refused, begun = asyncio.run(drain())
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert len(events_of(begun)) == 21
+    assert call(app, "GET", "/ready").status_code == 503
+
+
+def test_web_pages_of_other_origins_ask_only_where_they_may() -> None:
+    preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    app, _ = make(cors_origins=("https://a.example",), api_keys=("sk-1",))
+    answer = call(app, "OPTIONS", URL, headers={**preflight, "access-control-request-headers": "authorization"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
+    assert call(app, "OPTIONS", URL, headers={**preflight, "origin": "https://b.example"}).status_code == 400
+    plain, _ = make()
+    assert "access-control-allow-origin" not in call(plain, "OPTIONS", URL, headers=preflight).headers
+
+
+def test_debug_routes_are_there_only_on_demand() -> None:
+    assert call(make()[0], "POST", "/debug/check").status_code == 404
+    assert call(make(debug_routes=True)[0], "POST", "/debug/check").json() == {}
+
+
+def test_wrong_options_are_told_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read the API keys"):
+        make(api_key_file=tmp_path / "none")
+    with pytest.raises(UsageError, match="no collector's address"):
+        make(otlp_endpoint="localhost")

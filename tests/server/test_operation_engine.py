@@ -1,0 +1,118 @@
+"""The application over a real engine in its own process, under load, and when the engine stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import uvicorn
+
+from helpers_cli import make_chat_model
+from octavo.bench.serve.arrivals import Arrivals
+from octavo.bench.serve.drive import drive
+from octavo.bench.serve.figures import figures_of
+from octavo.bench.serve.prompts import plain_words
+from octavo.bench.serve.target import Target
+from octavo.bench.serve.workload import Workload
+from octavo.bench.workload import LengthRange
+from octavo.config import EngineConfig
+from octavo.server.app import create_app
+from octavo.server.options import ServerOptions
+from octavo.text.tokenizer import load_tokenizer
+
+remote = pytest.importorskip("octavo.client.remote")
+
+ENGINE = {"kv_cache_memory": 8 << 20, "block_size": 4, "max_num_batched_tokens": 256, "debug": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_chat_model(tmp_path_factory.mktemp("operation") / "chat")
+
+
+@asynccontextmanager
+async def serving(model: Path, **options: Any) -> AsyncIterator[tuple[str, Any]]:
+    """The address of a server, and its engine's client, inside the block."""
+    engine = await remote.RemoteEngine.start(EngineConfig.from_kwargs(str(model), **ENGINE))
+    app = create_app(engine, ServerOptions(debug_routes=True, **options), load_tokenizer(model))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    running = asyncio.create_task(server.serve([listener]))
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", engine
+    finally:
+        server.should_exit = True
+        await running
+        await engine.shutdown(1)
+
+
+async def until(http: httpx.AsyncClient, path: str, status: int, seconds: float) -> dict[str, Any]:
+    """The body of the first answer with this status."""
+    async with asyncio.timeout(seconds):
+        while (answer := await http.get(path)).status_code != status:
+            await asyncio.sleep(0.02)
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def test_nothing_is_lost_and_no_block_leaked(model: Path) -> None:
+    """A small soak; `benchmarks/soak.py` does the large one."""
+    workload = Workload(
+        count=150,
+        input_len=LengthRange(1, 20),
+        output_len=LengthRange(1, 12),
+        arrivals=Arrivals(),
+        disconnect=0.2,
+        malformed=0.1,
+    )
+    plan = workload.plan(random.Random(0), plain_words())
+
+    async def go() -> None:
+        async with serving(model) as (url, _), httpx.AsyncClient(base_url=url) as http:
+            figures = figures_of(await drive(Target(url, str(model)), plan, 0.0, concurrency=16), {})
+            assert figures.errors == {}
+            assert figures.completed + figures.left + figures.malformed == 150
+            assert min(figures.left, figures.malformed) > 5
+            async with asyncio.timeout(20):
+                while (await http.get("/health")).json()["running"]:
+                    await asyncio.sleep(0.02)
+            check = (await http.post("/debug/check")).json()
+            assert (check["unfinished"], check["free_blocks"]) == (0, check["num_blocks"])
+            text = (await http.get("/metrics")).text
+            counted = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(ENDED))
+            assert figures.completed <= counted <= figures.completed + figures.left  # some leave before they are asked
+
+    asyncio.run(go())
+
+
+ENDED = "octavo:e2e_request_latency_seconds_count"
+
+
+def test_health_follows_the_engine_through_standstill_and_death(model: Path) -> None:
+    async def go() -> None:
+        async with serving(model, stall_seconds=1.0) as (url, engine), httpx.AsyncClient(base_url=url) as http:
+            child = psutil.Process(engine.pid)
+            assert (await until(http, "/health", 200, 5))["status"] == "ok"
+            child.suspend()
+            assert "the engine has not been heard of" in (await until(http, "/health", 503, 10))["reason"]
+            child.resume()
+            await until(http, "/ready", 200, 10)
+            os.kill(child.pid, signal.SIGKILL)
+            assert "SIGKILL" in (await until(http, "/health", 503, 2))["reason"]
+            answer = await http.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 3})
+            assert answer.status_code == 503
+            assert "SIGKILL" in answer.json()["error"]["message"]
+
+    asyncio.run(go())

@@ -1,0 +1,67 @@
+"""Certificates are looked at before anything else."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from helpers_http import make
+from helpers_live import live
+from octavo.errors import UsageError
+from octavo.server.patient_http import patient_http
+from octavo.server.tls import check_tls
+
+OPENSSL = shutil.which("openssl")
+pytestmark = pytest.mark.skipif(OPENSSL is None, reason="needs openssl to make certificates")
+
+
+def make_pair(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    arguments = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]
+    files = ["-keyout", str(key), "-out", str(certificate), "-days", "1"]
+    subprocess.run([str(OPENSSL), *arguments, *files, *(options or ["-nodes"])], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_a_pair_that_belongs_together(tmp_path: Path) -> None:
+    check_tls(*make_pair(tmp_path, "a"))
+    check_tls(None, None)
+
+
+def test_what_is_wrong_is_told(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path, "a")
+    _, other = make_pair(tmp_path, "b")
+    _, locked = make_pair(tmp_path, "c", "-passout", "pass:secret")
+    rubbish = tmp_path / "rubbish"
+    rubbish.write_text("rubbish")
+    for pair, message in (
+        ((certificate, None), "accepted: --ssl-certfile with --ssl-keyfile"),
+        ((None, key), "accepted: --ssl-certfile with --ssl-keyfile"),
+        ((certificate, other), "are no certificate and its key"),
+        ((rubbish, key), "are no certificate and its key"),
+        ((certificate, tmp_path / "none"), "cannot read"),
+        ((certificate, locked), "has a passphrase"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_tls(*pair)
+
+
+def test_a_server_speaks_it_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path, "a")
+    app, _ = make()
+    files = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+    with live(app, http=patient_http(0.5, 60), **files) as port:
+        answer = httpx.get(f"https://127.0.0.1:{port}/v1/models", verify=False)
+        assert answer.status_code == 200
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as secure:
+            wrapped, came = ssl._create_unverified_context().wrap_socket(secure), b""
+            with suppress(ConnectionResetError, ssl.SSLError):
+                came = wrapped.recv(100)  # a shaken hand is no request
+            assert came == b""
