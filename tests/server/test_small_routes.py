@@ -111,10 +111,11 @@ def test_a_caller_is_heard() -> None:
     app, client = make()
 
     async def with_caller(scope: Any, receive: Any, send: Any) -> None:
-        scope[SCOPE_KEY] = Caller("ada", 5, 2.0, "my-id")
+        scope[SCOPE_KEY] = Caller("ada", 5)
         await app(scope, receive, send)
 
-    post(with_caller, "/v1/completions", {"prompt": "a", "max_tokens": 1, "priority": 2, "timeout": 9})
+    body = {"prompt": "a", "max_tokens": 1, "priority": 2, "timeout": 9}
+    assert call(with_caller, "POST", "/v1/completions", body, headers={"x-request-timeout": "2"}).status_code == 200
     (seen,) = client.calls
     assert (seen["share_key"], seen["priority"], seen["timeout"]) == ("ada", 7, 2.0)
 
