@@ -64,6 +64,9 @@ class _Outputs:
     def packed(self) -> PackedWeight | None:
         return None
 
+    def release(self) -> None:
+        """There is no file behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Target:
