@@ -20,6 +20,8 @@ MAX_QUEUE = 4096
 @click.option("--served-model-name", "names", multiple=True, metavar="NAME", help="In place of MODEL; several may be.")
 @click.option("--chat-template", metavar="FILE", help="A Jinja chat template instead of the model's own.")
 @click.option("--trust-request-chat-template", is_flag=True, help="Let requests bring a template.")
+@click.option("--tool-call-parser", metavar="FORMAT", default="auto", help="How the model writes tool calls; or none.")
+@click.option("--reasoning-parser", metavar="FORMAT", default="auto", help="How it writes reasoning; or none.")
 @click.option("--allow-lora-loading", is_flag=True, help="Let requests load LoRA adapters from this machine's disk.")
 @click.option(
     "--max-queue", type=click.IntRange(0), default=MAX_QUEUE, show_default=True, help="Most requests that wait."
@@ -36,6 +38,8 @@ def serve(
     names: tuple[str, ...],
     chat_template: str | None,
     trust_request_chat_template: bool,
+    tool_call_parser: str,
+    reasoning_parser: str,
     allow_lora_loading: bool,
     max_queue: int,
     max_queue_tokens: int | None,
@@ -59,7 +63,9 @@ def serve(
     from octavo.server.options import ServerOptions
     from octavo.server.serve import Serving, bind
     from octavo.server.serve import serve as run
+    from octavo.text.output.detect import output_format
 
+    output_format(None, tool_call_parser, reasoning_parser)  # a wrong name is told before the model is loaded
     serving = Serving(
         config=config,
         limits=Limits(max_queue, max_queue_tokens),
@@ -67,6 +73,8 @@ def serve(
             served_model_names=names,
             chat_template=template,
             trust_request_chat_template=trust_request_chat_template,
+            tool_call_parser=tool_call_parser,
+            reasoning_parser=reasoning_parser,
             allow_lora_loading=allow_lora_loading,
             **operating.server,
         ),

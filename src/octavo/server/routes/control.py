@@ -91,7 +91,7 @@ async def unload_adapter(request: Request) -> Response:
 
 def _check_allowed(server: Server) -> None:
     if server.client.info.max_loras == 0:
-        raise RequestError("this server runs without adapters; accepted with --enable-lora")
+        raise RequestError("this server runs without adapters; accepted with --lora or --allow-lora-loading")
     if not server.options.allow_lora_loading:
         raise HTTPException(403, "requests may not load or unload adapters here; accepted with --allow-lora-loading")
 
