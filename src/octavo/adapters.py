@@ -51,8 +51,12 @@ class Adapters:
         self._by_name[name] = self._by_name.pop(name)
         return self._by_name[name].adapter
 
-    def add(self, name: str, path: str) -> AdapterInfo:
+    def add(self, name: str, path: str, *, replace_idle: bool = False) -> AdapterInfo:
         """Load an adapter.
+
+        Args:
+            replace_idle: if it is full, remove the adapter that was asked for longest ago, of those that nothing uses,
+                once the new one is loaded.
 
         Raises:
             RequestError: the name is taken, there are too many, or the adapter is damaged or does not suit the model.
@@ -60,7 +64,8 @@ class Adapters:
         store = self._require_store()
         if check_lora_name(name) in self._by_name:
             raise RequestError(f"there is a LoRA adapter {name!r:.80} already; remove it first, or take another name")
-        if self.full:
+        idle = self._first_idle() if replace_idle and self.full else None
+        if self.full and idle is None:
             raise RequestError(
                 f"max_cpu_loras={self._limit} adapters are loaded or still in use; remove one, or raise max_cpu_loras"
             )
@@ -69,6 +74,8 @@ class Adapters:
             info = AdapterInfo(name, str(path), store.add(adapter.id, Path(path)))
         except ModelError as error:
             raise RequestError(str(error)) from None
+        if idle is not None:
+            self.remove(idle)
         self._by_name[name] = _Loaded(adapter, info)
         return info
 
@@ -92,11 +99,10 @@ class Adapters:
         """Whether no more can be loaded."""
         return len(self._by_name) + len(self._leaving) >= self._limit
 
-    def make_room(self) -> None:
-        """If it is full, remove the adapter that was asked for longest ago, of those that nothing uses."""
-        idle = (n for n, loaded in self._by_name.items() if not self._scheduler.uses_adapter(loaded.adapter.id))
-        if self.full and (name := next(idle, None)) is not None:
-            self.remove(name)
+    def _first_idle(self) -> str | None:
+        """The adapter that was asked for longest ago, of those that nothing uses."""
+        used = self._scheduler.uses_adapter
+        return next((name for name, loaded in self._by_name.items() if not used(loaded.adapter.id)), None)
 
     def _require_store(self) -> AdapterStore:
         if self._store is None:

@@ -197,14 +197,15 @@ class Engine:
             self._give_up()
             raise
 
-    def add_lora(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter, a folder in PEFT's format, for requests to ask for by ``name``.
+    def add_lora(self, name: str, path: str, *, replace_idle: bool = False) -> AdapterInfo:
+        """Load a LoRA adapter, a folder in PEFT's format, for requests to ask for by ``name``; with ``replace_idle`` in
+        place of one that nothing uses, if there are too many.
 
         Raises:
             RequestError: it does not suit, or there are too many.
         """
         with self._alone():
-            return self.adapters.add(name, path)
+            return self.adapters.add(name, path, replace_idle=replace_idle)
 
     def remove_lora(self, name: str) -> None:
         """Forget an adapter; requests that have it are finished first. ``RequestError``: there is none."""

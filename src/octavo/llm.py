@@ -269,9 +269,7 @@ class LLM:
         known = {info.name: info.path for info in self.engine.loras()}
         if not lora.lora_path or known.get(lora.lora_name) == lora.lora_path:
             return lora.lora_name
-        if lora.lora_name not in known:
-            self.engine.adapters.make_room()
-        return self.engine.add_lora(lora.lora_name, lora.lora_path).name
+        return self.engine.add_lora(lora.lora_name, lora.lora_path, replace_idle=True).name
 
     def _finish_all(self, wanted: set[str], use_tqdm: bool) -> dict[str, RequestOutput]:
         done: dict[str, RequestOutput] = {}

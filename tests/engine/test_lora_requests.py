@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -235,6 +236,9 @@ def test_too_many_are_refused_and_requests_replace_idle_ones(llama):
         load(llm, loras[:2])
         with pytest.raises(RequestError, match="max_cpu_loras=2 adapters are loaded"):
             llm.engine.add_lora("a2", loras[2].lora_path)
+        with pytest.raises(RequestError, match="is not a folder"):  # one that cannot be loaded replaces nothing
+            llm.generate([PROMPTS[1]], GREEDY, use_tqdm=False, lora_request=LoRARequest("a2", 3, "/nowhere"))
+        assert [info.name for info in llm.engine.loras()] == ["a0", "a1"]
         llm.generate([PROMPTS[1]], GREEDY, use_tqdm=False, lora_request=loras[0])
         outputs = llm.generate([PROMPTS[0]], GREEDY, use_tqdm=False, lora_request=loras[2])
         assert tokens_of(outputs) == [greedy(theirs[2], PROMPTS[0], 16)]
@@ -242,6 +246,17 @@ def test_too_many_are_refused_and_requests_replace_idle_ones(llama):
         with pytest.raises(RequestError, match="prompt 2: max_cpu_loras=2 adapters are loaded or still in use"):
             llm.generate([PROMPTS[0]] * 3, GREEDY, use_tqdm=False, lora_request=loras)
         assert not llm.engine.has_unfinished_requests()
+
+
+def test_an_adapter_that_does_not_fit_into_memory_is_refused(llama, monkeypatch):
+    path, loras, _ = llama
+    with lora_llm(path) as llm:
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.zeros", Mock(side_effect=RuntimeError("can't allocate memory\nException raised from")))
+            with pytest.raises(RequestError, match=r"does not fit into the host.s memory: can.t allocate memory$"):
+                llm.engine.add_lora("a0", loras[0].lora_path)
+        assert llm.engine.loras() == []
+        load(llm, loras[:1])
 
 
 def test_a_lost_device_forgets_nothing_that_is_loaded(llama, monkeypatch):

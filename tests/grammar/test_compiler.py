@@ -50,6 +50,22 @@ def test_the_ones_used_last_are_kept(compiled, monkeypatch):
     assert [form.choice for form in asked] == [["a"], ["b"], ["c"], ["b"]]
 
 
+class PanicError(BaseException):
+    """As those of a library in Rust, which are no ``Exception``."""
+
+
+@pytest.mark.parametrize("error", [OSError("too many open files"), PanicError("index out of bounds")])
+def test_whatever_goes_wrong_is_an_error_of_the_one_request(monkeypatch, error):
+    def fail(form, specials):
+        raise error
+
+    monkeypatch.setattr(compiler, "checked_grammar", fail)
+    made = Compiler(Vocabulary(TOKENIZER, TOKENIZER.vocab_size))
+    with pytest.raises(RequestError, match=rf"the choice of structured_outputs could not be compiled \(.*: {error}\)"):
+        made.compile(YES).result()
+    made.stop()
+
+
 def test_what_failed_is_tried_again_and_what_many_have_used_is_made_anew(compiled, monkeypatch):
     made, asked = compiled
     bad = StructuredOutputs(regex="(")

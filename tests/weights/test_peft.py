@@ -84,6 +84,7 @@ PATTERNS = [
     {"self_attn.q_proj": 5, "q_proj": 7},
     {".*1.*proj": 2},
     {"q": 3},
+    {r".*\.(q|k|v|o|up)_proj": 3},
 ]
 
 
@@ -117,8 +118,12 @@ REFUSED = [
     ({"rank_pattern": {"(a": 3}}, "the pattern .* cannot be used"),
     ({"alpha_pattern": {"(a+)+$": 3}}, "is not supported; accepted: names, and patterns"),
     ({"alpha_pattern": {"(.*.*.*)x": 3}}, "is not supported; accepted: names, and patterns"),
+    ({"rank_pattern": {"a?" * 30 + "a" * 30: 3}}, "is not supported; accepted: names, and patterns"),
+    ({"rank_pattern": {"(a|aa)" * 30 + "b": 3}}, "is not supported; accepted: names, and patterns"),
     ({"rank_pattern": {"a{1,30}": 3}}, "is not supported; accepted: names, and patterns"),
     ({"rank_pattern": {f"x{i}": 2 for i in range(1025)}}, "has 1025 patterns; at most 1024 are accepted"),
+    ({"rank_pattern": {f"x{i}": 2 for i in range(1000)} | {f"x{i}.*": 2 for i in range(17)}}, "has 17 patterns with"),
+    ({"layers_pattern": ["x"] * 1025}, "has 1025 patterns"),
     ({"layers_to_transform": 0, "layers_pattern": "x)|(?:a"}, "the pattern .* cannot be used"),
     ({"layers_to_transform": 1, "layers_pattern": "x|(layers)"}, "q_proj is not among the modules"),
     ({"layers_pattern": "(l+)+"}, "is not supported; accepted: names, and patterns"),
@@ -156,6 +161,8 @@ def test_wrong_tensors_are_refused_by_name(tensors: dict[str, Any], message: str
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a folder; a LoRA adapter in PEFT's format was expected"):
         read_adapter(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="cannot be read: File name too long"):
+        read_adapter(tmp_path / ("a" * 5000))
     folder = write(tmp_path / "adapter")
     whole = (folder / "adapter_model.safetensors").read_bytes()
     for content in (b"", b"x" * 9, whole[:-4], whole[:40]):
@@ -170,6 +177,14 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         read_adapter(folder)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(ModelError, match="cannot be used"):
+        read_adapter(folder)
+
+
+def test_slow_patterns_for_many_tensors_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path, rank_pattern={"[a.]?" * 6 + "[a.]*[a.]*b": 3})
+    assert read_adapter(folder).rank == 4
+    monkeypatch.setattr("octavo.weights.peft.MAX_SECONDS", 0.0)
+    with pytest.raises(ModelError, match="take too long to compare with its tensors"):
         read_adapter(folder)
 
 

@@ -38,6 +38,9 @@ class AdapterStore:
             self._loaded[adapter_id] = AdapterPlacer(self._model).place(adapter.modules, wants)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+        except (RuntimeError, MemoryError) as error:  # torch's, where the host has no more memory, or none to pin
+            why = next(iter(str(error).splitlines()), "no memory is left")
+            raise ModelError(f"{path} does not fit into the host's memory: {why:.200}") from None
         return adapter.rank
 
     def remove(self, adapter_id: int) -> None:

@@ -59,6 +59,15 @@ class Compiler:
         self._known.pop(form.key, None)
 
     def _compile(self, form: StructuredOutputs) -> LLMatcher:
+        try:
+            return self._matcher(form)
+        except RequestError:
+            raise
+        except BaseException as error:  # a panic of the library is no Exception; it ends this request, not all
+            why = f"{type(error).__name__}: {error}"[:300]
+            raise RequestError(f"the {form.kind} of structured_outputs could not be compiled ({why})") from error
+
+    def _matcher(self, form: StructuredOutputs) -> LLMatcher:
         grammar = checked_grammar(form, self._vocabulary.specials)
         matcher = LLMatcher(self._vocabulary.library, grammar, log_level=0, limits=parser_limits())
         if not matcher.is_error():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ PICKLE = "adapter_model.bin"
 
 MAX_TENSORS = 1 << 16
 """Twice seven in each of the most layers that a model may have are fewer."""
+
+MAX_SECONDS = 10.0
+"""For comparing all modules' names with the configuration's patterns, some of which are slow."""
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 _OTHER_KINDS = {
@@ -67,14 +72,17 @@ def read_adapter(folder: Path) -> PeftAdapter:
     Raises:
         ModelError: it is not there, damaged, incomplete, or of a kind that is not supported.
     """
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # the name is too long, or what is in front of it may not be looked into
+        raise ModelError(f"{folder!s:.200} cannot be read: {error.strerror}") from None
+    if not is_folder:
         raise ModelError(f"{folder} is not a folder; a LoRA adapter in PEFT's format was expected")
     config = read_adapter_config(folder)
     pairs = _pairs(_tensor_file(folder))
     if not pairs:
         raise ModelError(f"{folder / TENSORS} has no tensors; at least one lora_A and lora_B was expected")
-    modules = (_module(folder, config, name, pair) for name, pair in pairs.items())
-    return PeftAdapter(folder, config, tuple(modules))
+    return PeftAdapter(folder, config, tuple(_modules(folder, config, pairs)))
 
 
 def _tensor_file(folder: Path) -> Path:
@@ -104,7 +112,18 @@ def _pairs(path: Path) -> dict[str, dict[str, LazyTensor]]:
     return pairs
 
 
-def _module(folder: Path, config: AdapterConfig, name: str, pair: dict[str, LazyTensor]) -> LoraModule:
+def _modules(
+    folder: Path, config: AdapterConfig, pairs: Mapping[str, Mapping[str, LazyTensor]]
+) -> Iterator[LoraModule]:
+    """Each layer's, unless the patterns take too long."""
+    begin = time.monotonic()
+    for name, pair in pairs.items():
+        yield _module(folder, config, name, pair)
+        if time.monotonic() - begin > MAX_SECONDS:
+            raise ModelError(f"{folder}: the patterns of adapter_config.json take too long to compare with its tensors")
+
+
+def _module(folder: Path, config: AdapterConfig, name: str, pair: Mapping[str, LazyTensor]) -> LoraModule:
     path = folder / TENSORS
     if len(pair) < 2:
         raise ModelError(f"{path}: {name} has no lora_{'A' if 'B' in pair else 'B'}; both were expected")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -40,8 +40,12 @@ IGNORED = frozenset(
 
 MAX_REPEATS = 2
 """Of "*" and "+" in a pattern: a search with many, or with one inside another, could take for ever."""
+MAX_CHOICES = 6
+"""Of "?" and "|" in a pattern: each may double what a search takes."""
 MAX_PATTERNS = 1024
 """In one dictionary: each layer is compared with each pattern."""
+MAX_SEARCHES = 16
+"""Of these, patterns with any of "*", "+", "?" and "|"; the others are compared at once."""
 
 Size = Annotated[int, Meta(ge=1, le=1 << 16)]
 
@@ -149,24 +153,32 @@ def _interpret(path: Path, json: AdapterConfigJson) -> AdapterConfig:
         targets=frozenset(json.target_modules) if listed else None,
         excluded=frozenset(json.exclude_modules or ()) if listed else frozenset(),
         layers=frozenset(layers) if layers else None,
-        layer_patterns=tuple(_compile(path, pattern, r"(?:^|.*?\.){}\.(?P<layer>\d+)\.") for pattern in in_front),
+        layer_patterns=tuple(_compiled(path, in_front, r"(?:^|.*?\.){}\.(?P<layer>\d+)\.")),
     )
 
 
 def _patterns(path: Path, patterns: Mapping[str, T]) -> Iterator[tuple[re.Pattern[str], T]]:
     """PEFT's rule: a pattern means the names that end with it, from a dot on."""
+    return zip(_compiled(path, patterns, r"(?:.*\.)?{}$"), patterns.values(), strict=True)
+
+
+def _compiled(path: Path, patterns: Collection[str], frame: str) -> Iterator[re.Pattern[str]]:
+    """All ``patterns`` in ``frame``."""
+    searches = sum(re.search(r"[*+?|]", pattern) is not None for pattern in patterns)
     if len(patterns) > MAX_PATTERNS:
         raise ModelError(f"{path} has {len(patterns)} patterns; at most {MAX_PATTERNS} are accepted")
-    for pattern, value in patterns.items():
-        yield _compile(path, pattern, r"(?:.*\.)?{}$"), value
+    if searches > MAX_SEARCHES:
+        raise ModelError(f"{path} has {searches} patterns with *, +, ? or |; at most {MAX_SEARCHES} are accepted")
+    return (_compile(path, pattern, frame) for pattern in patterns)
 
 
 def _compile(path: Path, pattern: str, frame: str) -> re.Pattern[str]:
     """The pattern in ``frame``; refused if it does not compile, or could be searched for ever."""
-    if re.search(r"\)[*+]|\{", pattern) or len(re.findall(r"[*+]", pattern)) > MAX_REPEATS:
+    repeats, choices = (len(re.findall(signs, pattern)) for signs in (r"[*+]", r"[?|]"))
+    if re.search(r"\)[*+]|\{", pattern) or repeats > MAX_REPEATS or choices > MAX_CHOICES:
         raise ModelError(
             f"{path}: the pattern {pattern!r:.80} is not supported; accepted: names, and patterns with at most "
-            f"{MAX_REPEATS} of * and +, none of them behind a group"
+            f"{MAX_REPEATS} of * and +, none of them behind a group, and {MAX_CHOICES} of ? and |"
         )
     try:
         re.compile(pattern)  # by itself, so that none of its brackets closes one of the frame's
