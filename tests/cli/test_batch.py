@@ -390,3 +390,15 @@ def test_a_line_whose_model_is_an_adapter_gets_it(model: Path, files: tuple[Path
     assert len(set(texts)) == 3
     assert bodies["chat"]["choices"][0]["message"]["content"] == chat[0].outputs[0].text
     assert [bodies[name]["model"] for name in ("blue", "red", "whatever", "chat")] == ["blue", "red", str(model), "red"]
+
+
+def test_a_form_that_cannot_be_compiled_is_the_lines_fault(model: Path, files: tuple[Path, Path]) -> None:
+    lines = [
+        batch_line("schema", CHAT_URL, messages=HI, guided_json={"type": "no such type"}, **GREEDY),
+        batch_line("good", CHAT_URL, messages=HI, guided_choice=["yes"], **GREEDY),
+    ]
+    found = answers(model, files, lines)
+    error = error_of(found["schema"])
+    assert (error["type"], error["param"]) == ("invalid_request_error", "guided_json")
+    assert "the json of structured_outputs cannot be used" in error["message"]
+    assert found["good"]["response"]["body"]["choices"][0]["message"]["content"] == "yes"

@@ -17,6 +17,7 @@ from octavo.anthropic.events import PING, MessageEvents
 from octavo.anthropic.schema import CountTokensRequest, MessagesRequest, PromptFields
 from octavo.openai.metrics import metrics_of
 from octavo.openai.spoken import spoken
+from octavo.openai.structured import CALLS
 from octavo.openai.tools import tool_use
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
@@ -37,6 +38,7 @@ async def create_message(request: Request) -> Response:
     body = await read_body(request, MessagesRequest)
     served = server.names.find(body.model)
     chat = await server.texts.run(prepare, server, _conversation(body), _params(server, body))
+    await server.forms.check(request, chat.params, CALLS)
     ask = ask_of(request, "msg_", served)
     run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
     if body.stream:
