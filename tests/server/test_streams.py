@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -195,3 +196,24 @@ def _until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("path", "body"), [(URL, {"messages": HI}), ("/v1/completions", {"prompt": "Hi"})])
+def test_scores_of_the_prompt_have_no_place_in_a_stream(path: str, body: dict[str, Any]) -> None:
+    app, client = make()
+    response = call(app, "POST", path, {**body, "stream": True, "prompt_logprobs": 1})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt_logprobs")
+    assert client.calls == []
+
+
+def test_a_message_begins_once_though_its_first_news_have_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, client = make()
+    piece = client._piece
+
+    def empty_at_first(index: int, token: int, step: int, *others: Any) -> Any:
+        whole = piece(index, token, step, *others)
+        return replace(whole, text="", token_ids=[]) if step == 0 else whole
+
+    monkeypatch.setattr(client, "_piece", empty_at_first)
+    events = events_of(call(app, "POST", "/v1/messages", {"messages": HI, "max_tokens": 3, "stream": True}))
+    assert [event["type"] for event in events].count("message_start") == 1

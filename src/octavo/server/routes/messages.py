@@ -98,16 +98,18 @@ class _Stream:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events; those that news bring leave together."""
-        writer, reader, written = MessageEvents(), self.chat.reader(), 0
+        writer, reader, written, begun = MessageEvents(), self.chat.reader(), 0, False
         async with aclosing(self.run.news()) as all_news:
             async for _, news in all_news:
                 _check_not_aborted(news)
-                head = b"" if written else writer.start(self._empty(news))
+                if not begun:
+                    begun = True
+                    yield writer.start(self._empty(news))
                 for piece in news.outputs:
                     written += len(piece.token_ids)
                     body = writer.grow(reader.read(piece.text, piece.finished))
-                    if head or body:
-                        yield head + body
+                    if body:
+                        yield body
                     if piece.finished:
                         reason, sequence = stop_reason(piece, writer.called)
                         used = usage(news, len(self.chat.prompt), written)
