@@ -156,9 +156,9 @@ BAD: dict[str, tuple[Any, str | None, str]] = {
     "unknown": (batch_line("unknown", prompt="a", strem=1), "strem", "there is no field 'strem'"),
     "stream": (batch_line("stream", prompt="a", stream=True), "stream", "stream is not supported"),
     "format": (
-        batch_line("format", CHAT_URL, messages=HI, response_format={"type": "json_object"}),
+        batch_line("format", CHAT_URL, messages=HI, response_format={"type": "yaml"}),
         "response_format",
-        "response_format is not supported",
+        "accepted: an object of type text, json_object or json_schema",
     ),
     "value": (batch_line("value", prompt="a", temperature=-1), "temperature", "accepted: from 0 to 100"),
     "type": (batch_line("type", prompt="a", n="2"), "n", "expected int"),
