@@ -16,6 +16,7 @@ import pytest
 from helpers_client import FakeClient
 from helpers_http import asgi, call, events_of, live, make, tokenizer
 from octavo.client.verbs import BusyError, EngineDeadError
+from octavo.server.body import MAX_BRACKETS
 from octavo.server.options import ServerOptions
 from octavo.server.stream import EventStream
 
@@ -217,3 +218,12 @@ def test_a_message_begins_once_though_its_first_news_have_no_tokens(monkeypatch:
     monkeypatch.setattr(client, "_piece", empty_at_first)
     events = events_of(call(app, "POST", "/v1/messages", {"messages": HI, "max_tokens": 3, "stream": True}))
     assert [event["type"] for event in events].count("message_start") == 1
+
+
+@pytest.mark.parametrize("bracket", ["[]", "{}"])
+def test_a_body_of_millions_of_empty_lists_is_refused(bracket: str) -> None:
+    app, _ = make()
+    body = '{"prompt":[' + ",".join([bracket] * (MAX_BRACKETS + 1)) + "]}"
+    response = call(app, "POST", "/v1/completions", content=body)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "opening brackets" in response.json()["error"]["message"]
