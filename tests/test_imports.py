@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "async_llm": {"nouns", "client", "text", "intake"},
     "openai": {"nouns", "text"},
     "anthropic": {"nouns", "text", "openai"},
-    "server": {"nouns", "client", "text", "openai", "anthropic"},
+    "server": {"nouns", "client", "text", "grammar", "openai", "anthropic"},
 }
 """What a room may import besides itself. Rooms not named are nearer to the user: none of these imports them."""
 

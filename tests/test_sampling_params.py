@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from octavo import RequestError, SamplingParams, UsageError
+from octavo.sampling_params import MAX_ENTRIES
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,11 @@ def test_numbers_and_arrays_of_numpy_are_as_good_as_pythons():
     assert [type(v) for v in (params.max_tokens, params.temperature, params.seed)] == [int, float, int]
     with pytest.raises(RequestError, match=r"max_tokens=.*2\.5"):
         SamplingParams(max_tokens=np.float64(2.5))
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "allowed_token_ids", "logit_bias"])
+def test_lists_longer_than_any_vocabulary_are_refused(name):
+    ids = range(MAX_ENTRIES + 1)
+    value = dict.fromkeys(ids, 1.0) if name == "logit_bias" else list(ids)
+    with pytest.raises(RequestError, match=f"{name} has {MAX_ENTRIES + 1} entries; at most {MAX_ENTRIES} are accepted"):
+        SamplingParams(**{name: value})

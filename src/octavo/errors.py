@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_COMPARED = 100
+
 
 class OctavoError(Exception):
     """The base of all errors that Octavo raises on purpose."""
@@ -37,7 +39,12 @@ class OutOfMemoryError(OctavoError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or an empty string."""
+    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or an empty string.
+
+    A name far longer than any that is known is not compared: that could take seconds.
+    """
+    if len(name) > MAX_COMPARED:
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

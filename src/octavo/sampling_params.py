@@ -11,6 +11,9 @@ from octavo.errors import RequestError, reject_unknown
 from octavo.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 1000
+MAX_ENTRIES = 1 << 19
+"""Of a list or dictionary of token ids: more than any vocabulary has, and few enough to be looked at in no time."""
+
 MAX_STOP_STRINGS = 64
 
 
@@ -165,6 +168,7 @@ def _list(name: str, value: Any) -> list[Any]:
     if value is None:
         return []
     value = value.tolist() if hasattr(value, "tolist") else value
+    _check_size(name, value)
     if not isinstance(value, list | tuple | set | frozenset):
         raise RequestError(f"{name}={value!r:.80}; accepted: a list")
     return [_plain(item) for item in value]
@@ -173,7 +177,13 @@ def _list(name: str, value: Any) -> list[Any]:
 def _plain_dict(name: str, value: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise RequestError(f"{name}={value!r:.80}; accepted: a dictionary of token ids and numbers")
+    _check_size(name, value)
     return {_plain(token): _plain(number) for token, number in value.items()}
+
+
+def _check_size(name: str, value: Any) -> None:
+    if hasattr(value, "__len__") and len(value) > MAX_ENTRIES:
+        raise RequestError(f"{name} has {len(value)} entries; at most {MAX_ENTRIES} are accepted")
 
 
 def _structured_outputs(value: Any) -> StructuredOutputs | None:

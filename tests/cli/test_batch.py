@@ -156,9 +156,9 @@ BAD: dict[str, tuple[Any, str | None, str]] = {
     "unknown": (batch_line("unknown", prompt="a", strem=1), "strem", "there is no field 'strem'"),
     "stream": (batch_line("stream", prompt="a", stream=True), "stream", "stream is not supported"),
     "format": (
-        batch_line("format", CHAT_URL, messages=HI, response_format={"type": "json_object"}),
+        batch_line("format", CHAT_URL, messages=HI, response_format={"type": "yaml"}),
         "response_format",
-        "response_format is not supported",
+        "accepted: an object of type text, json_object or json_schema",
     ),
     "value": (batch_line("value", prompt="a", temperature=-1), "temperature", "accepted: from 0 to 100"),
     "type": (batch_line("type", prompt="a", n="2"), "n", "expected int"),
@@ -390,3 +390,15 @@ def test_a_line_whose_model_is_an_adapter_gets_it(model: Path, files: tuple[Path
     assert len(set(texts)) == 3
     assert bodies["chat"]["choices"][0]["message"]["content"] == chat[0].outputs[0].text
     assert [bodies[name]["model"] for name in ("blue", "red", "whatever", "chat")] == ["blue", "red", str(model), "red"]
+
+
+def test_a_form_that_cannot_be_compiled_is_the_lines_fault(model: Path, files: tuple[Path, Path]) -> None:
+    lines = [
+        batch_line("schema", CHAT_URL, messages=HI, guided_json={"type": "no such type"}, **GREEDY),
+        batch_line("good", CHAT_URL, messages=HI, guided_choice=["yes"], **GREEDY),
+    ]
+    found = answers(model, files, lines)
+    error = error_of(found["schema"])
+    assert (error["type"], error["param"]) == ("invalid_request_error", "guided_json")
+    assert "the json of structured_outputs cannot be used" in error["message"]
+    assert found["good"]["response"]["body"]["choices"][0]["message"]["content"] == "yes"

@@ -111,3 +111,9 @@ def test_a_refusal_names_the_field_that_its_error_begins_with() -> None:
     assert refusal(RequestError("top_p=2 is out of range"), fields).error.param == "top_p"
     assert refusal(RequestError("the prompt is empty"), fields).error.param is None
     assert refusal(FieldError("no", "n", "c")).error.code == "c"
+
+
+def test_a_name_of_a_million_characters_is_not_repeated() -> None:
+    with pytest.raises(FieldError, match=r"there is no field 'a{90,100}$") as caught:
+        decode_body(b'{"prompt": "a", "' + b"a" * 1_000_000 + b'": 1}', CompletionRequest)
+    assert caught.value.param == "a" * 100

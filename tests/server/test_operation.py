@@ -16,6 +16,7 @@ from helpers_http import asgi, call, events_of, make, tokenizer
 from octavo.client.verbs import BusyError
 from octavo.errors import UsageError
 from octavo.server.logs import logging_to
+from octavo.server.routes import models
 
 URL = "/v1/completions"
 ASK = {"prompt": "Hello there", "max_tokens": 4}
@@ -180,3 +181,15 @@ def test_wrong_options_are_told_at_the_start(tmp_path: Path) -> None:
         make(api_key_file=tmp_path / "none")
     with pytest.raises(UsageError, match="no collector's address"):
         make(otlp_endpoint="localhost")
+
+
+def test_what_nobody_foresaw_is_counted_as_the_servers_failure_and_keeps_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, _ = make()
+    monkeypatch.setattr(models, "_cards", lambda server: 1 // 0)
+    response = call(app, "GET", "/v1/models", headers={"x-request-id": "mine-1"})
+    assert (response.status_code, response.headers["x-request-id"]) == (500, "mine-1")
+    assert "division" not in response.text
+    assert metric(app, 'http_requests_total{handler="/v1/models",method="GET",status="500"}') == [1]
+    assert metric(app, 'http_requests_total{handler="/v1/models",method="GET",status="499"}') == []

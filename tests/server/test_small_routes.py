@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -141,3 +142,15 @@ def test_filling_in_the_middle() -> None:
     assert text == "<s><|fim_prefix|>def f(<|fim_suffix|>): pass<|fim_middle|>"
     with pytest.raises(RequestError, match="fill-in-the-middle"):
         encode_fill(tokenizer(), "a", "b")
+
+
+def test_embeddings_that_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, client = make()
+
+    async def never(*_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(client, "embed", never)
+    response = call(app, "POST", "/v1/embeddings", {"input": ["a", "b"]}, headers={"x-request-timeout": "0.05"})
+    assert (response.status_code, response.json()["error"]["type"]) == (504, "server_error")
+    assert "0.05 seconds" in response.json()["error"]["message"]

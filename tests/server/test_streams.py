@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from helpers_client import FakeClient
 from helpers_http import asgi, call, events_of, live, make, tokenizer
 from octavo.client.verbs import BusyError, EngineDeadError
+from octavo.server.body import MAX_BRACKETS
 from octavo.server.options import ServerOptions
 from octavo.server.stream import EventStream
 
@@ -195,3 +197,33 @@ def _until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("path", "body"), [(URL, {"messages": HI}), ("/v1/completions", {"prompt": "Hi"})])
+def test_scores_of_the_prompt_have_no_place_in_a_stream(path: str, body: dict[str, Any]) -> None:
+    app, client = make()
+    response = call(app, "POST", path, {**body, "stream": True, "prompt_logprobs": 1})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt_logprobs")
+    assert client.calls == []
+
+
+def test_a_message_begins_once_though_its_first_news_have_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, client = make()
+    piece = client._piece
+
+    def empty_at_first(index: int, token: int, step: int, *others: Any) -> Any:
+        whole = piece(index, token, step, *others)
+        return replace(whole, text="", token_ids=[]) if step == 0 else whole
+
+    monkeypatch.setattr(client, "_piece", empty_at_first)
+    events = events_of(call(app, "POST", "/v1/messages", {"messages": HI, "max_tokens": 3, "stream": True}))
+    assert [event["type"] for event in events].count("message_start") == 1
+
+
+@pytest.mark.parametrize("bracket", ["[]", "{}"])
+def test_a_body_of_millions_of_empty_lists_is_refused(bracket: str) -> None:
+    app, _ = make()
+    body = '{"prompt":[' + ",".join([bracket] * (MAX_BRACKETS + 1)) + "]}"
+    response = call(app, "POST", "/v1/completions", content=body)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "opening brackets" in response.json()["error"]["message"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import selectors
 import signal
 import sys
 from pathlib import Path
@@ -65,3 +67,29 @@ def test_a_child_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyPa
 
 def test_a_process_has_one_child_for_a_script() -> None:
     assert shared_process(WORKER, "x", 60.0) is shared_process(WORKER, "x", 60.0)
+
+
+def test_a_child_can_be_asked_where_a_thousand_files_are_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("so many files may not be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    process = LimitedProcess(WORKER, "runs chat templates", 60.0)
+    try:
+        assert process.ask(b'{"template": "{{ x }}", "variables": {"x": "y"}}') == {"text": "y"}
+    finally:
+        process.close()
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_is_interrupted_leaves_his_answer_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = LimitedProcess(WORKER, "runs chat templates", 60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(selectors.DefaultSelector, "select", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            process.ask(b'{"template": "first", "variables": {}}')
+    assert process.ask(b'{"template": "second", "variables": {}}') == {"text": "second"}
+    process.close()

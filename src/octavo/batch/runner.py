@@ -20,10 +20,12 @@ from octavo.batch.lines import (
 )
 from octavo.batch.output_file import OutputFile
 from octavo.errors import ModelError, OctavoError, RequestError
+from octavo.grammar.form_check import FormCheck
 from octavo.openai.errors import ErrorBody, FieldError, failure, refusal
 from octavo.openai.requests import check_unforced, prompts_of, sampling_params, template_options
 from octavo.openai.responses import Answered, ChatCompletion, Completion, chat_completion, completion
 from octavo.openai.schema import ChatCompletionRequest
+from octavo.openai.structured import form_field
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 
@@ -76,6 +78,7 @@ class BatchRunner:
         self._engine = llm.engine
         self._output = output
         self._max_queued = max_queued or 2 * llm.config.max_num_seqs
+        self._forms = _form_check(llm)
         self._running: dict[str, _Running] = {}
         self._seen: set[str] = set()
         self._run_id = secrets.token_hex(8)
@@ -165,6 +168,7 @@ class BatchRunner:
     def _add(self, job: Job) -> None:
         """Queue a job's requests: all, or none if one of them can never be served."""
         params = sampling_params(job.body, self._engine.generation)
+        self._check_form(job, params)
         running = _Running(job, [])
         try:
             self._add_requests(running, params)
@@ -173,6 +177,16 @@ class BatchRunner:
                 self._engine.abort(request_id)
             raise
         self._running |= dict.fromkeys(running.request_ids, running)
+
+    def _check_form(self, job: Job, params: SamplingParams) -> None:
+        """Raise ``FieldError`` for a form that cannot be compiled: the line is at fault then, not the model."""
+        if params.structured_outputs is None or self._forms is None:
+            return
+        try:
+            self._forms.check(params.structured_outputs)
+        except RequestError as error:
+            field = form_field(job.body)
+            raise FieldError(f"{field}: {error}", field) from None
 
     def _add_requests(self, running: _Running, params: SamplingParams) -> None:
         body, prompts, lora = running.job.body, self._prompts(running.job), self._lora_of(running.job)
@@ -236,3 +250,9 @@ class BatchRunner:
 
     def _name(self, number: int) -> str:
         return f"{self._run_id}-{number}"
+
+
+def _form_check(llm: LLM) -> FormCheck | None:
+    """None without a tokenizer: the engine refuses forms then."""
+    tokenizer = llm.engine.tokenizer
+    return None if tokenizer is None else FormCheck(tokenizer, llm.engine.model_config.vocab_size)

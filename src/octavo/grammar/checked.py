@@ -10,10 +10,14 @@ import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from octavo.errors import RequestError
 from octavo.structured_outputs import StructuredOutputs
 from octavo.text.limited_process import DiedError, shared_process
+
+if TYPE_CHECKING:
+    from octavo.text.tokenizer import Tokenizer
 
 WALL_SECONDS = 30.0
 """A backstop for a machine so busy that the child's limit on CPU time takes this long to be reached."""
@@ -42,6 +46,12 @@ def checked_grammar(form: StructuredOutputs, specials: Sequence[str] = ()) -> st
     if "error" in answer:
         raise RequestError(f"the {form.kind} of structured_outputs cannot be used: {answer['error']}")
     return answer["grammar"]
+
+
+def special_texts(tokenizer: Tokenizer, size: int) -> tuple[str, ...]:
+    """The texts of the special tokens of a model with ``size`` tokens."""
+    found = (tokenizer.id_to_token(i) for i in sorted(tokenizer.special_ids) if i < size)
+    return tuple(token for token in found if token)
 
 
 def _cause_of_death(status: int | None) -> str:

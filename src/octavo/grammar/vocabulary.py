@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from octavo.grammar.checked import special_texts
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -31,8 +32,7 @@ class Vocabulary:
     @cached_property
     def specials(self) -> tuple[str, ...]:
         """The texts of the special tokens."""
-        found = (self._tokenizer.id_to_token(i) for i in sorted(self._tokenizer.special_ids) if i < self.size)
-        return tuple(token for token in found if token)
+        return special_texts(self._tokenizer, self.size)
 
     @cached_property
     def library(self) -> LLTokenizer:

@@ -50,7 +50,7 @@ def convert_body(fields: Mapping[str, Any], kind: type[B], unsupported: Mapping[
     known = kind.__struct_fields__
     for name in wanted:
         if name not in known and name not in kind.UNSUPPORTED:
-            raise FieldError(f"there is no field {name!r}{nearest(name, known)}", name, "unknown_parameter")
+            raise FieldError(f"there is no field {name!r:.100}{nearest(name, known)}", name[:100], "unknown_parameter")
     try:
         return msgspec.convert({name: v for name, v in wanted.items() if name in known}, kind)
     except msgspec.ValidationError as error:

@@ -57,9 +57,11 @@ def prompts_of(body: CompletionRequest) -> list[str] | list[list[int]]:
 
 
 def check_stream(body: Body) -> None:
-    """Raise ``FieldError`` for stream options without a stream."""
+    """Raise ``FieldError`` for stream options without a stream, and for what a stream's events have no place for."""
     if body.stream_options is not None and not body.stream:
         raise FieldError("stream_options needs stream to be true", "stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise FieldError("prompt_logprobs does not go with stream; accepted: one of the two", "prompt_logprobs")
 
 
 def check_unforced(body: ChatCompletionRequest) -> None:

@@ -19,6 +19,9 @@ GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choi
 FIELDS = ("response_format", "structured_outputs", *GUIDED)
 """The fields of a body that say a form."""
 
+CALLS = "tools"
+"""The field to blame where the form is that of a tool call."""
+
 _SCHEMA_KEYS = frozenset({"type", "json_schema", "name", "description", "schema", "strict"})
 
 
@@ -33,6 +36,11 @@ def structured_outputs_of(fields: Mapping[str, Any]) -> StructuredOutputs | None
         names = list(forms)
         raise FieldError(f"{names[1]}: {names[0]} says a form already; give one of the two", names[1])
     return next(iter(forms.values()), None)
+
+
+def form_field(body: object) -> str:
+    """Which field of a body says the form of its completions; `CALLS` if none does."""
+    return next((name for name in FIELDS if getattr(body, name, None) is not None), CALLS)
 
 
 def _form_of(name: str, value: Any) -> StructuredOutputs | None:

@@ -48,6 +48,7 @@ def create_app(client: EngineClient, options: ServerOptions, tokenizer: Tokenize
         async with running(operation):
             yield
         server.texts.close()
+        server.forms.close()
 
     app = FastAPI(title="Octavo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server, app.state.operation = server, operation

@@ -10,9 +10,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from octavo.openai.decode import Fields, decode_body
+from octavo.openai.errors import FieldError
 from octavo.server.errors import ClientGoneError
 
 B = TypeVar("B", bound=Fields)
+
+MAX_BRACKETS = 1 << 19
+"""That may open a list or an object. Millions of empty lists take seconds to read, in which no other stream goes on."""
 
 
 async def read_body(request: Request, kind: type[B]) -> B:
@@ -25,6 +29,8 @@ async def read_body(request: Request, kind: type[B]) -> B:
         data = await request.body()
     except ClientDisconnect:
         raise ClientGoneError from None
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
+        raise FieldError(f"the body has more than {MAX_BRACKETS} opening brackets, which is the most that is accepted")
     return decode_body(data, kind)
 
 

@@ -11,6 +11,9 @@ from starlette.types import Scope
 SCOPE_KEY = "octavo.caller"
 """Under this name a middleware leaves a `Caller` in the ASGI scope."""
 
+REQUEST_ID = "x-request-id"
+"""The header with a request's id, in both directions."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -16,6 +16,7 @@ from octavo.anthropic.errors import anthropic_error
 from octavo.client.verbs import BusyError, EngineDeadError
 from octavo.errors import OctavoError, RequestError
 from octavo.openai.errors import INVALID_REQUEST, SERVER_ERROR, ErrorBody, ErrorInfo, refusal
+from octavo.server.caller import REQUEST_ID, caller_of
 from octavo.server.names import ModelNotFoundError
 
 log = logging.getLogger("octavo.server")
@@ -98,7 +99,8 @@ async def answer_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     trouble = trouble_of(error, request.scope.get("octavo.fields", ()))
     note(error, trouble, path)
-    return Response(encode_trouble(trouble, path), trouble.status, trouble.headers, "application/json")
+    headers = {**trouble.headers, REQUEST_ID: caller_of(request).request_id}  # what is unforeseen is answered outside
+    return Response(encode_trouble(trouble, path), trouble.status, headers, "application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.server.caller import SCOPE_KEY, caller_in
+from octavo.server.caller import REQUEST_ID, SCOPE_KEY, caller_in
 from octavo.server.metrics import Metrics
 
-HEADER = "x-request-id"
 NO_ROUTE = "none"
 """Stands for all paths that no route has, and for what was refused before it came to a route."""
 NO_ANSWER = 499
@@ -50,18 +49,21 @@ class Observation:
             return await self.app(scope, receive, send)
         started, status = self.clock(), NO_ANSWER
         headers = Headers(scope=scope)
-        request_id = request_id_of(headers.get(HEADER))
+        request_id = request_id_of(headers.get(REQUEST_ID))
         scope[SCOPE_KEY] = replace(caller_in(scope), request_id=request_id, trace=_trace(headers))
 
         async def marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         try:
             await self.app(scope, receive, marked)
+        except Exception:
+            status = 500 if status == NO_ANSWER else status  # it is answered further out
+            raise
         finally:
             self._finished(scope, status, self.clock() - started)
 

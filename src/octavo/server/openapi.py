@@ -69,6 +69,7 @@ _ERRORS = {
     "429": "the queue is full; Retry-After says when to come again",
     "500": "the model or the server failed",
     "503": "there is no engine, or the server is about to end",
+    "504": "the request's own time was over before there was an answer",
 }
 
 

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from octavo.client.verbs import EngineClient
 from octavo.server.authentication import Authentication
 from octavo.server.body_limit import BodyLimit
+from octavo.server.caller import REQUEST_ID
 from octavo.server.deadline import Deadline
 from octavo.server.debugging import debug_router
 from octavo.server.draining import Draining
@@ -22,7 +23,7 @@ from octavo.server.health import Health, health_router
 from octavo.server.keys import KeyRing, make_key
 from octavo.server.log_lines import log_http, log_request
 from octavo.server.metrics import Metrics
-from octavo.server.observation import HEADER, Observation
+from octavo.server.observation import Observation
 from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.request_record import Sink
@@ -86,7 +87,11 @@ def install(app: FastAPI, operation: Operation, options: ServerOptions) -> None:
     if options.cors_origins:
         origins, every = options.cors_origins, ("*",)
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=every, allow_headers=every, expose_headers=(HEADER,)
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=every,
+            allow_headers=every,
+            expose_headers=(REQUEST_ID,),
         )
     app.add_middleware(Observation, metrics=operation.metrics, note=log_http)
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from octavo.errors import RequestError
 from octavo.openai.responses import Answered
 from octavo.server.caller import caller_of
+from octavo.server.forms import Forms
 from octavo.server.live import Live
 from octavo.server.names import Names
 from octavo.server.observed import ObservedClient
@@ -34,6 +35,7 @@ class Server:
     tokenizer: Tokenizer | None
     names: Names
     texts: TextPool
+    forms: Forms
     live: Live
     format: OutputFormat
     started: int
@@ -60,6 +62,7 @@ def make_server(client: ObservedClient, options: ServerOptions, tokenizer: Token
         tokenizer,
         Names(own, client),
         TextPool(options.text_threads),
+        Forms(tokenizer, client.info.vocab_size),
         Live(),
         output_format(template, options.tool_call_parser, options.reasoning_parser),
         int(time.time()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 from functools import lru_cache
@@ -63,7 +63,11 @@ class LimitedProcess:
             DiedError: there is none. RequestError: the child cannot be started.
         """
         with self._lock:
-            line = self._exchange(self._running(), question + b"\n")
+            try:
+                line = self._exchange(self._running(), question + b"\n")
+            except BaseException:
+                self._stop()  # or its answer would be taken for that to the next question
+                raise
             if line.endswith(b"\n"):
                 return json.loads(line)
             raise DiedError(self._stop())
@@ -105,8 +109,9 @@ class LimitedProcess:
             process.stdin.flush()
         except OSError:
             return b""
-        ready, _, _ = select.select([process.stdout], [], [], self._wall_seconds)
-        return process.stdout.readline() if ready else b""
+        with selectors.DefaultSelector() as selector:  # select() itself fails where a thousand files are open
+            selector.register(process.stdout, selectors.EVENT_READ)
+            return process.stdout.readline() if selector.select(self._wall_seconds) else b""
 
     def _stop(self) -> int | None:
         """End the child and return its exit status: the negative signal number if it died before this."""

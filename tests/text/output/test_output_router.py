@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from helpers_output import FUNCTIONS, SPELLINGS, Call, calls_of, make_router, route
 from octavo.text.output.formats import TOOLS, OutputFormat, reasoning_format, tool_format
 from octavo.text.output.pieces import Content, Reasoning, ToolArguments, ToolCallEnd, ToolCallStart
-from octavo.text.output.router import OutputRouter, begins_in_reasoning
+from octavo.text.output.router import OutputRouter, begins_in_reasoning, read_whole
 from octavo.text.output.source import MAX_HELD, MAX_SPACE
 
 SPELLED = [(name, spell) for name, spellings in SPELLINGS.items() for spell in spellings]
@@ -343,3 +344,11 @@ def test_made_ids_suit_the_format() -> None:
     assert len(made("mistral")) == 9
     assert made("mistral").isalnum()
     assert made("kimi_k2") == "functions.clock:0"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_only_python_takes_for_json_is_a_string(number: str) -> None:
+    text = f"<tool_call>\n<function=get_weather>\n<parameter=days>\n{number}\n</parameter>\n</function>\n</tool_call>"
+    pieces = read_whole(OutputRouter(OutputFormat(None, tool_format("qwen3_coder")), FUNCTIONS), text)
+    arguments = "".join(piece.text for piece in pieces if isinstance(piece, ToolArguments))
+    assert msgspec.json.decode(arguments) == {"days": number}

@@ -17,6 +17,7 @@ from octavo.openai.requests import check_stream, sampling_params, template_optio
 from octavo.openai.responses import Answered, Extras, chat_completion
 from octavo.openai.schema import ChatCompletionRequest
 from octavo.openai.spoken import Delta, chat_finish, deltas, spoken
+from octavo.openai.structured import form_field
 from octavo.openai.tools import tool_use
 from octavo.outputs import CompletionOutput
 from octavo.server.asking import ask_of_body
@@ -38,6 +39,7 @@ async def create_chat_completion(request: Request) -> Response:
     served = server.names.find(body.model)
     params = sampling_params(body, server.client.info.generation)
     chat = await server.texts.run(prepare, server, conversation(body), params)
+    await server.forms.check(request, chat.params, form_field(body))
     ask = ask_of_body(request, "chatcmpl-", served, body)
     run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)

@@ -17,6 +17,7 @@ from octavo.openai.metrics import metrics_of
 from octavo.openai.requests import check_stream, prompts_of, sampling_params
 from octavo.openai.responses import Answered, Extras, completion
 from octavo.openai.schema import CompletionRequest
+from octavo.openai.structured import form_field
 from octavo.outputs import CompletionOutput, Logprobs, RequestOutput
 from octavo.server.asking import ask_of_body
 from octavo.server.body import answer, read_body
@@ -37,6 +38,7 @@ async def create_completion(request: Request) -> Response:
     served = server.names.find(body.model)
     params = sampling_params(body, server.client.info.generation)
     prompts = await server.texts.run(completion_prompts, server, body)
+    await server.forms.check(request, params, form_field(body))
     ask = ask_of_body(request, "cmpl-", served, body)
     run = Run(server.client, server.live, ask, prompts, params)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -45,10 +46,14 @@ def _prompts(server: Server, body: EmbeddingRequest) -> list[list[int]]:
 
 
 async def _embed_all(server: Server, ask: Ask, prompts: Sequence[Sequence[int]]) -> list[RequestOutput]:
-    """All vectors, or the first error, after which none of the others goes on."""
+    """All vectors, or the first error, after which none of the others goes on; 504 where they take too long."""
     try:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.timeout(ask.timeout), asyncio.TaskGroup() as group:
             tasks = [group.create_task(_embed(server, ask, i, prompt)) for i, prompt in enumerate(prompts)]
+    except TimeoutError:
+        raise HTTPException(
+            504, f"the vectors were not ready within the {ask.timeout:g} seconds of the request"
+        ) from None
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

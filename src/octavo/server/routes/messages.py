@@ -17,6 +17,7 @@ from octavo.anthropic.events import PING, MessageEvents
 from octavo.anthropic.schema import CountTokensRequest, MessagesRequest, PromptFields
 from octavo.openai.metrics import metrics_of
 from octavo.openai.spoken import spoken
+from octavo.openai.structured import CALLS
 from octavo.openai.tools import tool_use
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
@@ -37,6 +38,7 @@ async def create_message(request: Request) -> Response:
     body = await read_body(request, MessagesRequest)
     served = server.names.find(body.model)
     chat = await server.texts.run(prepare, server, _conversation(body), _params(server, body))
+    await server.forms.check(request, chat.params, CALLS)
     ask = ask_of(request, "msg_", served)
     run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
     if body.stream:
@@ -96,16 +98,18 @@ class _Stream:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events; those that news bring leave together."""
-        writer, reader, written = MessageEvents(), self.chat.reader(), 0
+        writer, reader, written, begun = MessageEvents(), self.chat.reader(), 0, False
         async with aclosing(self.run.news()) as all_news:
             async for _, news in all_news:
                 _check_not_aborted(news)
-                head = b"" if written else writer.start(self._empty(news))
+                if not begun:
+                    begun = True
+                    yield writer.start(self._empty(news))
                 for piece in news.outputs:
                     written += len(piece.token_ids)
                     body = writer.grow(reader.read(piece.text, piece.finished))
-                    if head or body:
-                        yield head + body
+                    if body:
+                        yield body
                     if piece.finished:
                         reason, sequence = stop_reason(piece, writer.called)
                         used = usage(news, len(self.chat.prompt), written)

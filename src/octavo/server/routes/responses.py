@@ -24,6 +24,7 @@ from octavo.openai.response_request import (
     response_params,
     response_tools,
 )
+from octavo.openai.structured import CALLS
 from octavo.openai.tools import tool_use
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.server.asking import ask_of
@@ -47,13 +48,14 @@ async def create_response(request: Request) -> Response:
     served = server.names.find(body.model)
     params = response_params(body, server.client.info.generation)
     chat = await server.texts.run(prepare, server, _conversation(body), params)
+    await server.forms.check(request, chat.params, CALLS if params.structured_outputs is None else "text")
     ask = ask_of(request, "resp_", served)
     run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
     told = _Told(server, chat, new_response(body, params, ask.id, int(time.time()), served.name))
     if body.stream:
         return EventStream(_events(run, told), server.options)
     (output,) = await unless_gone(request.receive, run.outputs())
-    told.take(output)
+    await server.texts.run(told.take, output)
     await told.finish(output)
     return answer(told.response)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -130,6 +131,19 @@ class Calls:
     def _tell(self, piece: Piece) -> None:
         if self._parallel or self._count == 0:
             self._emit(piece)
+
+
+def is_json(text: str) -> bool:
+    """Whether it is one JSON value; ``NaN`` and ``Infinity``, which Python reads too, are none."""
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
 
 
 def read_name(calls: Calls) -> Parse[str]:

@@ -6,7 +6,7 @@ import ast
 import json
 from dataclasses import dataclass
 
-from octavo.text.output.calls import Calls, Function, properties_of, read_name, required_of
+from octavo.text.output.calls import Calls, Function, is_json, properties_of, read_name, required_of
 from octavo.text.output.lark import Speller, json_value, quoted
 from octavo.text.output.nesting import read_value
 from octavo.text.output.source import NotACallError, Parse
@@ -84,8 +84,6 @@ def _as_json(text: str) -> str:
         return json.dumps(ast.literal_eval(text), ensure_ascii=False, allow_nan=False)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        raise NotACallError from None
+    if not is_json(text):
+        raise NotACallError
     return text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.text.output.calls import Calls, Function, Schema, properties_of, read_name, required_of
+from octavo.text.output.calls import Calls, Function, Schema, is_json, properties_of, read_name, required_of
 from octavo.text.output.lark import Speller, json_value, quoted
 from octavo.text.output.markers import Markers
 from octavo.text.output.source import Parse
@@ -116,11 +116,7 @@ class TaggedShape:
 
 def _as_json(value: str) -> str:
     """``value`` as JSON text: itself if it is some, Python's words for JSON's, else a string."""
-    try:
-        json.loads(value)
-    except (ValueError, RecursionError):
-        return _PYTHON.get(value) or _json_text(value)
-    return value
+    return value if is_json(value) else _PYTHON.get(value) or _json_text(value)
 
 
 def _json_text(text: str) -> str:
