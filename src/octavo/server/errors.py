@@ -16,7 +16,9 @@ from octavo.anthropic.errors import anthropic_error
 from octavo.client.verbs import BusyError, EngineDeadError
 from octavo.errors import OctavoError, RequestError
 from octavo.openai.errors import INVALID_REQUEST, SERVER_ERROR, ErrorBody, ErrorInfo, refusal
+from octavo.server.caller import caller_of
 from octavo.server.names import ModelNotFoundError
+from octavo.server.observation import HEADER
 
 log = logging.getLogger("octavo.server")
 
@@ -98,7 +100,10 @@ async def answer_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     trouble = trouble_of(error, request.scope.get("octavo.fields", ()))
     note(error, trouble, path)
-    return Response(encode_trouble(trouble, path), trouble.status, trouble.headers, "application/json")
+    headers = {**trouble.headers}
+    if request_id := caller_of(request).request_id:
+        headers[HEADER] = request_id  # `Observation` does not see an answer to what was not foreseen
+    return Response(encode_trouble(trouble, path), trouble.status, headers, "application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -62,6 +62,9 @@ class Observation:
 
         try:
             await self.app(scope, receive, marked)
+        except Exception:
+            status = 500 if status == NO_ANSWER else status  # whoever is further out answers with it
+            raise
         finally:
             self._finished(scope, status, self.clock() - started)
 
