@@ -59,8 +59,12 @@ class AsyncLLM:
 
     async def _start(self) -> RemoteEngine:
         engine = await RemoteEngine.start(self.config, self._limits)
-        if engine.info.tokenizer_path:
-            self._tokenizer = await asyncio.to_thread(load_tokenizer, engine.info.tokenizer_path)
+        try:
+            if engine.info.tokenizer_path:
+                self._tokenizer = await asyncio.to_thread(load_tokenizer, engine.info.tokenizer_path)
+        except BaseException:
+            await engine.shutdown(0)
+            raise
         return engine
 
     async def info(self) -> EngineInfo:
@@ -68,9 +72,11 @@ class AsyncLLM:
         return (await self.start()).info
 
     async def shutdown(self, drain: float = 0.0) -> None:
-        """Let requests finish for ``drain`` seconds, abort the rest, and end the engine."""
+        """Let requests finish for ``drain`` seconds, abort the rest, and end the engine, if it has started."""
         if self._starting is not None:
-            await (await self.start()).shutdown(drain)
+            await asyncio.wait([self._starting])
+            if not self._starting.cancelled() and self._starting.exception() is None:
+                await self._starting.result().shutdown(drain)
 
     async def __aenter__(self) -> AsyncLLM:
         await self.start()

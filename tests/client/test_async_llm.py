@@ -97,5 +97,22 @@ def test_mistakes_are_told_as_llm_tells_them(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
+def test_a_tokenizer_that_cannot_be_read_leaves_no_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise ModelError("damaged since")
+
+    monkeypatch.setattr("octavo.async_llm.load_tokenizer", fail)
+
+    async def run() -> None:
+        llm = AsyncLLM(str(path), **OPTIONS)
+        before = set(psutil.Process().children())  # templates have a process of their own
+        with pytest.raises(ModelError, match="damaged since"):
+            await llm.start()
+        assert set(psutil.Process().children()) <= before
+        await llm.shutdown()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_one_that_was_never_used_has_nothing_to_end() -> None:
     asyncio.run(AsyncLLM("x").shutdown())
