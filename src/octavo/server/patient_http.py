@@ -14,7 +14,6 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-
 MAX_HEAD = 64 << 10
 """Bytes of a request's line and headers, or of the trailers behind a chunked body."""
 

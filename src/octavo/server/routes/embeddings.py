@@ -56,7 +56,7 @@ async def _embed_all(server: Server, ask: Ask, prompts: Sequence[Sequence[int]])
 
 async def _embed(server: Server, ask: Ask, i: int, prompt: Sequence[int]) -> RequestOutput:
     output = await server.client.embed(
-        prompt, request_id=f"{ask.id}-{i}", priority=ask.priority, share_key=ask.share_key
+        prompt, request_id=f"{ask.id}-{i}", priority=ask.priority, share_key=ask.share_key, timeout=ask.timeout
     )
     if output.embedding is None:
         reason = output.outputs[0].stop_reason if output.outputs else None
