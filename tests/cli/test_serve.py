@@ -119,7 +119,11 @@ def test_who_comes_while_it_drains_is_sent_elsewhere(model):
         ready = httpx.get(f"{server.url}/ready")
         assert (ready.status_code, ready.json()["reason"]) == (503, "the server is about to end")
         refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi"})
-        assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (503, "close", "5")
+        assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (
+            503,
+            "close",
+            "5",
+        )
         assert data_of(lines)[-1]["choices"][0]["finish_reason"] == "length"
         assert server.ends() == 0
 
