@@ -20,7 +20,7 @@ from random import Random
 
 from octavo.core.blocks import BlockPool
 from octavo.core.plan import StepPlan, StepResult
-from octavo.core.request import Request
+from octavo.core.request import Request, token_array
 from octavo.core.scheduler import Scheduler
 from octavo.sampling_params import SamplingParams
 
@@ -34,7 +34,7 @@ def make_scheduler(running: int) -> Scheduler:
 
 def make_request(rng: Random, name: int, prompt: list[int], output: int) -> Request:
     tokens = prompt + [rng.randrange(32_000) for _ in range(1000 - len(prompt))]
-    return Request(str(name), tokens, PARAMS, output, eos_token_ids=(2,))
+    return Request(str(name), token_array(tokens), PARAMS, output, eos_token_ids=(2,))
 
 
 class Timer:

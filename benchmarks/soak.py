@@ -140,7 +140,10 @@ def run_with_server(command: Sequence[str], args: argparse.Namespace) -> int:
         return run(args.url, server.pid, args)
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def main() -> None:

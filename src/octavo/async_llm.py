@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.client.remote import RemoteEngine
-from octavo.client.verbs import EngineInfo
+from octavo.client.verbs import AdapterInfo, EngineInfo
 from octavo.client.wire import Limits
 from octavo.config import EngineConfig
 from octavo.errors import RequestError
@@ -59,8 +59,12 @@ class AsyncLLM:
 
     async def _start(self) -> RemoteEngine:
         engine = await RemoteEngine.start(self.config, self._limits)
-        if engine.info.tokenizer_path:
-            self._tokenizer = await asyncio.to_thread(load_tokenizer, engine.info.tokenizer_path)
+        try:
+            if engine.info.tokenizer_path:
+                self._tokenizer = await asyncio.to_thread(load_tokenizer, engine.info.tokenizer_path)
+        except BaseException:
+            await engine.shutdown(0)
+            raise
         return engine
 
     async def info(self) -> EngineInfo:
@@ -68,9 +72,11 @@ class AsyncLLM:
         return (await self.start()).info
 
     async def shutdown(self, drain: float = 0.0) -> None:
-        """Let requests finish for ``drain`` seconds, abort the rest, and end the engine."""
+        """Let requests finish for ``drain`` seconds, abort the rest, and end the engine, if it has started."""
         if self._starting is not None:
-            await (await self.start()).shutdown(drain)
+            await asyncio.wait([self._starting])
+            if not self._starting.cancelled() and self._starting.exception() is None:
+                await self._starting.result().shutdown(drain)
 
     async def __aenter__(self) -> AsyncLLM:
         await self.start()
@@ -150,14 +156,40 @@ class AsyncLLM:
                 yield output
 
     async def embed(self, prompt: Prompt, request_id: str | None = None, **options: Any) -> NDArray[np.float32]:
-        """A vector of length 1 for a prompt, ``[hidden_size]`` float32; ``options``: ``priority``, ``share_key``."""
+        """A vector of length 1 for a prompt, ``[hidden_size]`` float32.
+
+        Args:
+            options: ``priority``, ``share_key``, ``timeout``.
+
+        Raises:
+            RequestError: it was aborted, or its state is not finite; and what `generate` raises.
+        """
         engine = await self.start()
         output = await engine.embed(_plain(prompt), request_id=self._name(request_id), **options)
+        if output.embedding is None:
+            reason = output.outputs[0].stop_reason if output.outputs else None
+            raise RequestError(f"the prompt: {reason or 'there is no vector of it'}")
         return np.asarray(output.embedding, np.float32)
 
     async def abort(self, request_id: str) -> bool:
         """End a request: its iterator yields a last output with reason "abort". False if there is none."""
         return await (await self.start()).abort(request_id)
+
+    async def add_lora(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter, a folder in PEFT's format, for requests to ask for: ``generate(…, lora=name)``.
+
+        Raises:
+            RequestError: it does not suit, or there are too many.
+        """
+        return await (await self.start()).add_lora(name, str(path))
+
+    async def remove_lora(self, name: str) -> None:
+        """Forget an adapter; requests that have it are finished first. ``RequestError``: there is none."""
+        await (await self.start()).remove_lora(name)
+
+    async def loras(self) -> Sequence[AdapterInfo]:
+        """The adapters that requests may ask for."""
+        return (await self.start()).loras()
 
     async def render(self, messages: Any, *, chat_template: str | None = None, **kwargs: Any) -> str:
         """The prompt that the chat template makes of a conversation."""

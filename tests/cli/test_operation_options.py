@@ -38,12 +38,14 @@ def test_what_is_not_said_is_the_servers_default() -> None:
     assert (given.log_format, set(given.uvicorn)) == ("text", {"http"})
 
 
-def test_options() -> None:
-    keys = ["--api-key", "a", "--api-key", "b", "--api-key-file", "keys"]
+def test_options(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("alice:sk-1\n")
+    keys = ["--api-key", "a", "--api-key", "b", "--api-key-file", str(file)]
     more = ["--max-body", "1M", "--max-timeout", "9", "--send-timeout", "3", "--receive-timeout", "4", "--debug-routes"]
     given = parse(*keys, *more, "--cors-origin", "*", "--metrics-prefix", "vllm", "--log-format", "json")
     options = ServerOptions(**given.server)
-    assert (options.api_keys, options.api_key_file) == (("a", "b"), Path("keys"))
+    assert (options.api_keys, options.api_key_file) == (("a", "b"), file)
     assert (options.max_body_bytes, options.max_timeout, options.cors_origins) == (1 << 20, 9.0, ("*",))
     assert (given.uvicorn["http"].send_timeout, given.uvicorn["http"].receive_timeout) == (3.0, 4.0)
     assert given.log_format == "json"
@@ -56,3 +58,17 @@ def test_a_key_of_the_environment() -> None:
 def test_a_certificate_alone_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--ssl-certfile with --ssl-keyfile"):
         parse("--ssl-certfile", str(tmp_path / "a"))
+
+
+def test_a_wrong_file_of_keys_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    with pytest.raises(UsageError, match="cannot read the API keys"):
+        parse("--api-key-file", str(file))
+    file.write_text("alice sk-1\n")
+    with pytest.raises(UsageError, match="line 1: accepted: name:key"):
+        parse("--api-key-file", str(file))
+
+
+def test_a_collector_without_an_address_is_told_before_the_model_is_loaded() -> None:
+    with pytest.raises(UsageError, match="'localhost:4318' is no collector's address"):
+        parse("--otlp-endpoint", "localhost:4318")

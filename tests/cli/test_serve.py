@@ -112,6 +112,22 @@ def test_it_says_what_it_serves_and_drains_on_sigterm(model):
         assert server.ends() == 0
 
 
+def test_who_comes_while_it_drains_is_sent_elsewhere(model):
+    with served(model) as server, streaming(server) as lines:
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        ready = httpx.get(f"{server.url}/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "the server is about to end")
+        refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Hi"})
+        assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (
+            503,
+            "close",
+            "5",
+        )
+        assert data_of(lines)[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.ends() == 0
+
+
 def test_the_drain_has_a_limit(model):
     with served(model, "--drain", "0.5") as server, streaming(server) as lines:
         server.process.send_signal(signal.SIGINT)

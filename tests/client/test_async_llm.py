@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from helpers_cli import make_chat_model
+from helpers_cli import make_chat_adapter, make_chat_model
 from octavo import LLM, AsyncLLM, ModelError, RequestError, SamplingParams, UsageError
 
 OPTIONS: dict[str, Any] = {"kv_cache_memory": 8 << 20, "block_size": 4}
@@ -73,6 +73,8 @@ def test_requests_run_together_and_end_early(path: Path) -> None:
             break
         with pytest.raises(RequestError, match="accepted: text, or a list of token ids"):
             await anext(llm.generate(7))  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match="deadline"):
+            await llm.embed([5], timeout=1e-9)
         await llm.shutdown()
         assert not psutil.pid_exists(engine.pid)
 
@@ -85,6 +87,22 @@ async def last(llm: AsyncLLM, prompt: str) -> str:
     return text
 
 
+def test_adapters_come_and_go(path: Path, tmp_path: Path) -> None:
+    adapter = str(make_chat_adapter(tmp_path / "adapter"))
+
+    async def run() -> None:
+        async with AsyncLLM(str(path), **OPTIONS, enable_lora=True) as llm:
+            info = await llm.add_lora("a", adapter)
+            assert list(await llm.loras()) == [info]
+            assert [output async for output in llm.generate([5, 6], GREEDY, lora="a")][-1].finished
+            await llm.remove_lora("a")
+            assert list(await llm.loras()) == []
+            with pytest.raises(RequestError, match="no LoRA adapter 'a'"):
+                await anext(llm.generate([5, 6], GREEDY, lora="a"))
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_mistakes_are_told_as_llm_tells_them(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'max_num_seqs'"):
         AsyncLLM("x", max_num_seq=3)
@@ -93,6 +111,23 @@ def test_mistakes_are_told_as_llm_tells_them(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="no such file or folder"):
             async with AsyncLLM(str(tmp_path / "nothing")):
                 pass
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_tokenizer_that_cannot_be_read_leaves_no_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise ModelError("damaged since")
+
+    monkeypatch.setattr("octavo.async_llm.load_tokenizer", fail)
+
+    async def run() -> None:
+        llm = AsyncLLM(str(path), **OPTIONS)
+        before = set(psutil.Process().children())  # templates have a process of their own
+        with pytest.raises(ModelError, match="damaged since"):
+            await llm.start()
+        assert set(psutil.Process().children()) <= before
+        await llm.shutdown()
 
     asyncio.run(asyncio.wait_for(run(), 60))
 

@@ -160,6 +160,12 @@ def test_a_request_that_cannot_be_served_is_refused(loop, engine, prompt, option
     assert loop.run(engine.debug_check())["unfinished"] == 0
 
 
+def test_a_vector_that_takes_too_long_is_none_and_says_why(loop, engine):
+    output = loop.run(within(20, engine.embed([3, 4, 5], request_id="late", timeout=1e-9)))
+    assert (output.finished, output.embedding) == (True, None)
+    assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("abort", "deadline")
+
+
 def test_an_id_is_taken_while_its_request_runs(loop, engine):
     async def run() -> None:
         first = engine.generate([3], LONG, request_id="twin")

@@ -166,6 +166,24 @@ def test_calls_are_answered_and_wrong_ones_refused(llm: LLM) -> None:
     assert "started without LoRA adapters" in answers[4].error
 
 
+def test_what_nobody_has_thought_of_ends_one_request_or_call_and_not_the_engine(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    hold = llm.engine._hold_for_grammar
+    monkeypatch.setattr(llm.engine, "_hold_for_grammar", lambda r: fail() if r.id == "r1" else hold(r))
+    monkeypatch.setattr(llm.engine, "add_lora", fail)
+    sent = play(llm, [request(1), request(2), Call(3, "add_lora", ("a", "/b"))])
+    assert [(refused.key, refused.message) for refused in sent[0].refused] == [
+        (1, "the engine cannot take it: MemoryError: no room")
+    ]
+    assert sent[0].answers[0].error == "add_lora failed: MemoryError: no room"
+    assert ends_of(sent) == {2: ("length", None)}
+    llm.engine.scheduler.check()
+
+
 def test_what_is_cached_is_forgotten_when_asked(llm: LLM) -> None:
     prompt = list(range(3, 30))
     sent = play(llm, [request(1, prompt)], *[[]] * 6, [Call(9, "reset_prefix_cache"), request(2, prompt)])

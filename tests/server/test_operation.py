@@ -101,6 +101,18 @@ def test_the_deadline_reaches_the_engine() -> None:
     assert [one["timeout"] for one in client.calls] == [60, 7, 3]
 
 
+def test_a_failure_of_our_own_is_counted_and_has_the_callers_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, client = make()
+
+    def fail() -> None:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(client, "loras", fail)
+    answer = call(app, "POST", URL, {**ASK, "model": "other"}, headers={"x-request-id": "mine-2"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine-2")
+    assert metric(app, 'http_requests_total{handler="/v1/completions",method="POST",status="500"}') == [1]
+
+
 def test_a_large_body_is_refused_in_the_shape_of_its_api() -> None:
     app, _ = make(max_body_bytes=1000)
 

@@ -76,6 +76,36 @@ def test_a_reader_that_stops_is_cut_off_and_costs_no_memory(loop: str) -> None:
         assert watched.sent < 32 << 20  # the kernel's buffers, and no more
 
 
+HEADS = {
+    "many headers": (b"GET /stream HTTP/1.1\r\nHost: a\r\n", b"x-more: " + b"x" * 1000 + b"\r\n"),
+    "one header": (b"GET /stream HTTP/1.1\r\nx-more: ", b"x" * 1000),
+    "a long line": (b"GET /", b"x" * 1000),
+    "trailers": (
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n",
+        b"x-more: " + b"x" * 1000 + b"\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), HEADS.values(), ids=HEADS)
+def test_a_head_without_end_is_cut_off(begin: bytes, more: bytes) -> None:
+    watched = Watched()
+    with live(watched.app, http=patient_http(60, 60)) as port, connect(port) as client:
+        client.sendall(begin)
+        with pytest.raises(OSError):  # a broken pipe, or a reset
+            client.sendall(more * 20_000)
+
+
+def test_a_body_in_many_chunks_has_no_head() -> None:
+    watched = Watched()
+    with live(watched.app, http=patient_http(60, 60)) as port, connect(port) as client:
+        client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n")
+        for _ in range(100):
+            client.sendall(b"1\r\nx\r\n" * 1000)
+        client.sendall(b"0\r\n\r\n")
+        assert b'{"size":100000}' in ended(client)
+
+
 def test_a_reader_that_reads_is_left_alone() -> None:
     watched = Watched()
     with live(watched.app, http=patient_http(LONGER, LONGER)) as port, connect(port) as reader:

@@ -80,6 +80,12 @@ def test_an_echo_of_no_tokens() -> None:
     assert event["choices"][0]["text"] == "Hi"
 
 
+def test_vectors_have_a_deadline_too() -> None:
+    app, client = make()
+    answer = call(app, "POST", "/v1/embeddings", {"input": "Hi"}, headers={"x-request-timeout": "5"})
+    assert (answer.status_code, client.calls[-1]["timeout"]) == (200, 5.0)
+
+
 def test_adapters_are_models() -> None:
     app, client = make(allow_lora_loading=True)
     post(app, "/v1/load_lora_adapter", {"lora_name": "poet", "lora_path": "/poet"})

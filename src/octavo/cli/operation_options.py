@@ -70,14 +70,19 @@ def split_operation_options(options: dict[str, Any]) -> Operating:
     """Remove these options from ``options``, and look at files that they name.
 
     Raises:
-        UsageError: a certificate and its key are wrong. (A file of API keys is looked at by ``create_app``.)
+        UsageError: a certificate and its key are wrong, or a file of API keys, or traces cannot be sent.
     """
+    from octavo.server.keys import KeyRing
     from octavo.server.patient_http import patient_http
     from octavo.server.tls import check_tls
+    from octavo.server.tracing import check_export
 
     certificate, key = options.pop("ssl_certfile"), options.pop("ssl_keyfile")
     check_tls(certificate, key)
     tls = {} if certificate is None else {"ssl_certfile": certificate, "ssl_keyfile": key}
     http = patient_http(options.pop("receive_timeout"), options.pop("send_timeout"))
     server = {name: options.pop(name) for name in _OF_THE_SERVER}
+    KeyRing(file=server["api_key_file"])  # read now, so that what is wrong is told before the model is loaded
+    if server["otlp_endpoint"] is not None:
+        check_export(server["otlp_endpoint"])
     return Operating(server=server, uvicorn={"http": http, **tls}, log_format=options.pop("log_format"))

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from octavo.client.calls import Calls
 from octavo.client.connection import Connection
 from octavo.client.process import EngineProcess
+from octavo.client.ready import wait_ready
 from octavo.client.stream import Stream
+from octavo.client.streams import Streams
 from octavo.client.verbs import AdapterInfo, BusyError, EngineDeadError, EngineInfo, Load
 from octavo.client.wire import (
     Abort,
-    Answer,
     Call,
     Generate,
     Hello,
     Limits,
-    Loading,
     News,
-    Ready,
-    Refused,
     Stop,
     decode_from_engine,
     encode,
     encode_request,
 )
 from octavo.config import EngineConfig
-from octavo.errors import OctavoError, RequestError
+from octavo.errors import RequestError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import PoolingParams, SamplingParams
 
@@ -62,12 +60,10 @@ class RemoteEngine:
         self._process = process
         self._connection = connection
         self._keys = itertools.count()
-        self._streams: dict[int, Stream] = {}
-        self._key_of: dict[str, int] = {}
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._streams = Streams()
+        self._calls = Calls()
         self._adapters: dict[str, AdapterInfo] = {}
         self._load = Load(at=time.monotonic())
-        self._idle = asyncio.Event()
         self._closing = False
         self._dead: str | None = None
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -94,7 +90,7 @@ class RemoteEngine:
         connection.send(encode(Hello()))
         death = asyncio.create_task(process.died())
         try:
-            info = await _ready(process, connection, death, on_phase)
+            info = await wait_ready(process, connection, death, on_phase)
         except BaseException:
             await _cancel([death])
             connection.close()
@@ -130,7 +126,7 @@ class RemoteEngine:
             cache_salt=cache_salt,
             lora=lora,
             share_key=share_key,
-            deadline=None if timeout is None else time.monotonic() + timeout,
+            deadline=_deadline(timeout),
             add_special_tokens=add_special_tokens,
         )
         stream = self._open(request)
@@ -144,7 +140,13 @@ class RemoteEngine:
             self._leave(stream)
 
     async def embed(
-        self, prompt: str | Sequence[int], *, request_id: str, priority: int = 0, share_key: str = ""
+        self,
+        prompt: str | Sequence[int],
+        *,
+        request_id: str,
+        priority: int = 0,
+        share_key: str = "",
+        timeout: float | None = None,
     ) -> RequestOutput:
         """See `EngineClient.embed`."""
         stream = self._open(
@@ -155,6 +157,7 @@ class RemoteEngine:
                 params=PoolingParams(),
                 priority=priority,
                 share_key=share_key,
+                deadline=_deadline(timeout),
                 embed=True,
             )
         )
@@ -162,15 +165,12 @@ class RemoteEngine:
             output = await stream.next()
             while not output.finished:
                 output = await stream.next()
+            return output
         finally:
             self._leave(stream)
-        if output.embedding is None:
-            why = output.outputs[0].stop_reason if output.outputs else None
-            raise RequestError(f"there is no vector of the prompt{f': {why}' if why else ''}")
-        return output
 
     async def abort(self, request_id: str) -> bool:
-        key = self._key_of.get(request_id)
+        key = self._streams.key_of(request_id)
         if key is None or self._dead is not None:
             return False
         self._connection.send(encode(Abort(key)))
@@ -181,27 +181,20 @@ class RemoteEngine:
         self._check_alive()
         if self._closing:
             raise BusyError(ENDING, retry_after=ABORT_SECONDS)
-        if request.request_id in self._key_of:
+        if self._streams.key_of(request.request_id) is not None:
             raise RequestError(
                 f"there is an unfinished request {request.request_id!r} already; each needs an id of its own"
             )
         self._connection.send(encode_request(request))
         stream = Stream(request.key, request.request_id, request.prompt, time.monotonic())
-        self._streams[request.key] = stream
-        self._key_of[request.request_id] = request.key
+        self._streams.add(stream)
         return stream
 
     def _leave(self, stream: Stream) -> None:
         """Nobody reads a stream any more: if it goes on, end it."""
         if not stream.over:
-            self._forget(stream)
+            self._streams.forget(stream)
             self._connection.send(encode(Abort(stream.key)))
-
-    def _forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.key, None)
-        self._key_of.pop(stream.request_id, None)
-        if not self._streams:
-            self._idle.set()
 
     # ---------------------------------------------------------------- the other verbs
 
@@ -234,12 +227,8 @@ class RemoteEngine:
     async def _call(self, verb: str, *arguments: str) -> Any:
         self._check_alive()
         key = next(self._keys)
-        answer = self._calls[key] = asyncio.get_running_loop().create_future()
-        try:
-            self._connection.send(encode(Call(key, verb, arguments)))
-            return await answer
-        finally:
-            del self._calls[key]
+        self._connection.send(encode(Call(key, verb, arguments)))
+        return await self._calls.answer(key)
 
     def _check_alive(self) -> None:
         if self._dead is not None:
@@ -255,17 +244,11 @@ class RemoteEngine:
         """See `EngineClient.shutdown`. Safe to call twice."""
         self.drain()
         if self._dead is None:
-            await self._until_idle(drain)
-            for stream in self._streams.values():
-                self._connection.send(encode(Abort(stream.key)))
-            await self._until_idle(ABORT_SECONDS)
+            await self._streams.until_empty(drain)
+            for key in self._streams.keys:
+                self._connection.send(encode(Abort(key)))
+            await self._streams.until_empty(ABORT_SECONDS)
         await self._end()
-
-    async def _until_idle(self, seconds: float) -> None:
-        if self._streams and seconds > 0:
-            self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def _end(self) -> None:
         """End the process and let go of everything."""
@@ -281,19 +264,16 @@ class RemoteEngine:
         self._process.end()
 
     def _die(self, reason: str) -> None:
-        """From now on nothing comes any more."""
-        self._dead = reason
-        for stream in list(self._streams.values()):
-            stream.fail(EngineDeadError(reason))
-            self._forget(stream)
-        for answer in self._calls.values():
-            if not answer.done():
-                answer.set_exception(EngineDeadError(reason))
+        """From now on nothing comes any more. The first reason is the one that counts."""
+        if self._dead is None:
+            self._dead = reason
+            self._streams.fail(reason)
+            self._calls.fail(reason)
 
     async def _watch(self, death: asyncio.Task[str]) -> None:
-        reason = f"the engine has died: {await death}"
-        self._die(reason)
-        self._failed.set_result(reason)
+        self._die(f"the engine has died: {await death}")
+        assert self._dead is not None
+        self._failed.set_result(self._dead)
 
     # ---------------------------------------------------------------- news
 
@@ -309,40 +289,14 @@ class RemoteEngine:
             raise
 
     def _take(self, news: News) -> None:
-        streams = self._streams
-        for begun in news.begun:
-            if (stream := streams.get(begun.key)) is not None:
-                stream.prompt_token_ids = begun.prompt_token_ids
-        for scored in news.scored:
-            if (stream := streams.get(scored.key)) is not None:
-                stream.take_scores(scored.prompt_logprobs)
-        for piece in news.pieces:
-            if (stream := streams.get(piece.key)) is not None:
-                stream.take_piece(piece)
-        for end in news.ends:
-            if (stream := streams.get(end.key)) is not None:
-                stream.take_end(end)
-                self._forget(stream)
-        self._take_refusals(news.refused)
-        self._take_answers(news.answers)
+        self._streams.take(news)
+        self._calls.take(news.answers)
         if news.load is not None and news.load.at >= self._load.at:
             self._load = news.load
 
-    def _take_refusals(self, refused: Iterable[Refused]) -> None:
-        for refusal in refused:
-            if (stream := self._streams.get(refusal.key)) is not None:
-                stream.fail(_as_error(refusal))
-                self._forget(stream)
 
-    def _take_answers(self, answers: Iterable[Answer]) -> None:
-        for answer in answers:
-            future = self._calls.get(answer.key)
-            if future is None or future.done():
-                continue
-            if answer.error is not None:
-                future.set_exception(RequestError(answer.error))
-            else:
-                future.set_result(answer.value)
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -350,27 +304,3 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _as_error(refused: Refused) -> OctavoError:
-    if refused.retry_after is not None:
-        return BusyError(refused.message, refused.retry_after)
-    return RequestError(refused.message)
-
-
-async def _ready(
-    process: EngineProcess, connection: Connection, death: asyncio.Task[str], on_phase: Callable[[str], None]
-) -> EngineInfo:
-    """Wait until the engine is ready or its process has died, whichever comes first."""
-    while True:
-        message = asyncio.ensure_future(connection.receive())
-        await asyncio.wait([death, message], return_when=asyncio.FIRST_COMPLETED)
-        if not message.done():
-            message.cancel()
-            words = process.last_words
-            raise (words and words.as_error()) or EngineDeadError(f"the engine did not start: {death.result()}")
-        match decode_from_engine(message.result()):
-            case Loading(phase):
-                on_phase(phase)
-            case Ready(info):
-                return info

@@ -125,9 +125,17 @@ class EngineClient(Protocol):
         ...
 
     async def embed(
-        self, prompt: str | Sequence[int], *, request_id: str, priority: int = 0, share_key: str = ""
+        self,
+        prompt: str | Sequence[int],
+        *,
+        request_id: str,
+        priority: int = 0,
+        share_key: str = "",
+        timeout: float | None = None,
     ) -> RequestOutput:
-        """A finished output with ``embedding``. Errors as in `generate`."""
+        """A finished output with ``embedding``; one that was aborted, or that the model failed at, has none, and its
+        completion says why. Errors as in `generate`.
+        """
         ...
 
     async def abort(self, request_id: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import sys
 import time
 import traceback
@@ -12,6 +11,7 @@ from typing import Any
 from octavo.client.verbs import BusyError
 from octavo.client.wire import Abort, Answer, Call, News, Refused, Stop
 from octavo.engine import Engine
+from octavo.engine_process.deadlines import Deadlines
 from octavo.engine_process.desk import Desk
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
@@ -43,7 +43,7 @@ class EngineLoop:
         self._meter = meter
         self._desk = Desk(meter)
         self._verbs = Verbs(engine)
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines = Deadlines(lives=lambda key: self._desk.id_of(key) is not None)
         self._failures = 0
         self._stopped = False
 
@@ -83,10 +83,13 @@ class EngineLoop:
             self._desk.news.refused.append(Refused(message.key, str(error), error.retry_after))
         except RequestError as error:
             self._desk.news.refused.append(Refused(message.key, str(error)))
+        except Exception as error:  # one request that nobody has thought of must not end all others
+            traceback.print_exception(error, file=sys.stderr)
+            self._desk.news.refused.append(Refused(message.key, f"the engine cannot take it: {last_line(error)}"))
         else:
             self._desk.follow(message.key, output, tell_prompt=arrived.was_text)
             if message.deadline is not None:
-                heapq.heappush(self._deadlines, (message.deadline, message.key))
+                self._deadlines.add(message.deadline, message.key)
 
     def _check_room(self, arrived: Arrived) -> None:
         scheduler = self._engine.scheduler
@@ -114,10 +117,13 @@ class EngineLoop:
             return Answer(call.key, error=str(error))
         except AssertionError as error:
             return Answer(call.key, error=f"the check failed: {error}")
+        except Exception as error:  # an adapter that does not fit into memory must not end the engine
+            traceback.print_exception(error, file=sys.stderr)
+            return Answer(call.key, error=f"{call.verb} failed: {last_line(error)}")
 
     def _end_overdue(self) -> None:
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            self._abort(heapq.heappop(self._deadlines)[1], "deadline")
+        for key in self._deadlines.overdue(time.monotonic()):
+            self._abort(key, "deadline")
 
     # ---------------------------------------------------------------- steps
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ from octavo.text.tokenizer import load_tokenizer
 
 LENGTHS = (2048, 8192)
 """Of requests, in tokens, for which it is told how many fit; beside those of full length."""
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks at whether the last request has ended."""
 
 FAILED_SECONDS = 1.0
 """How long a server without an engine goes on to say so."""
@@ -118,13 +122,12 @@ async def _answer(app: FastAPI, engine: RemoteEngine, serving: Serving, listener
         app,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=serving.drain,  # type: ignore[arg-type]  # it goes to asyncio.wait_for
         **serving.uvicorn,
     )
     server = _Server(config)
     failing = asyncio.create_task(_end_with(engine, server))
     try:
-        with _signals(lambda: _end(server, app)):
+        with _signals(lambda: _end(server, app, serving.drain)):
             await server.serve(sockets=[listener])
     finally:
         failing.cancel()
@@ -133,11 +136,27 @@ async def _answer(app: FastAPI, engine: RemoteEngine, serving: Serving, listener
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own ways with signals, which end in one that ends the process."""
+    """uvicorn without its own ways with signals, which end in one that ends the process.
+
+    And it listens while it drains: who still comes is told to go elsewhere, and ``/ready`` says why.
+    """
+
+    _draining: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def drain(self, seconds: float) -> None:
+        """End when no request is at work, or so much later."""
+        self._draining = asyncio.create_task(self._drain(time.monotonic() + seconds))
+
+    async def _drain(self, end: float) -> None:
+        while self.server_state.tasks and time.monotonic() < end:
+            await asyncio.sleep(LOOK_EVERY)
+        left = max(end - time.monotonic(), 0.0)  # for readers of what has been answered
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # it goes to asyncio.wait_for
+        self.should_exit = True
 
 
 @contextlib.contextmanager
@@ -152,11 +171,14 @@ def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _end(server: uvicorn.Server, app: FastAPI) -> None:
+def _end(server: _Server, app: FastAPI, drain: float) -> None:
     """The first time: no new requests. The second time: now."""
-    server.force_exit = server.should_exit
-    server.should_exit = True
-    app.state.operation.health.draining = True
+    health = app.state.operation.health
+    if health.draining:
+        server.should_exit = server.force_exit = True
+    else:
+        health.draining = True
+        server.drain(drain)
 
 
 async def _end_with(engine: RemoteEngine, server: uvicorn.Server) -> str:

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 SPAN = "llm_request"
 
 
+def check_export(endpoint: str) -> None:
+    """Raise ``UsageError`` if OpenTelemetry is not installed, or ``endpoint`` is no address."""
+    if not endpoint.startswith(("http://", "https://")):
+        raise UsageError(f"{endpoint!r} is no collector's address; accepted: http://HOST:4318/v1/traces")
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
+    except ImportError:
+        raise UsageError("traces need OpenTelemetry: pip install 'octavo[otel]'") from None
+
+
 def export_to(endpoint: str) -> TracerProvider:
     """A provider that sends spans to a collector by OTLP over HTTP, in batches and from a thread of its own.
 
@@ -25,17 +36,14 @@ def export_to(endpoint: str) -> TracerProvider:
         endpoint: as ``http://localhost:4318/v1/traces``; the variables ``OTEL_*`` say the rest.
 
     Raises:
-        UsageError: OpenTelemetry is not installed, or the address is none.
+        UsageError: as `check_export` does.
     """
-    if not endpoint.startswith(("http://", "https://")):
-        raise UsageError(f"{endpoint!r} is no collector's address; accepted: http://HOST:4318/v1/traces")
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        raise UsageError("traces need OpenTelemetry: pip install 'octavo[otel]'") from None
+    check_export(endpoint)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     provider = TracerProvider(resource=Resource.create({"service.name": "octavo", "service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider
