@@ -51,9 +51,7 @@ async def _embed_all(server: Server, ask: Ask, prompts: Sequence[Sequence[int]])
         async with asyncio.timeout(ask.timeout), asyncio.TaskGroup() as group:
             tasks = [group.create_task(_embed(server, ask, i, prompt)) for i, prompt in enumerate(prompts)]
     except TimeoutError:
-        raise HTTPException(
-            504, f"the vectors were not ready within the {ask.timeout:g} seconds of the request"
-        ) from None
+        raise _late(ask) from None
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
@@ -61,9 +59,15 @@ async def _embed_all(server: Server, ask: Ask, prompts: Sequence[Sequence[int]])
 
 async def _embed(server: Server, ask: Ask, i: int, prompt: Sequence[int]) -> RequestOutput:
     output = await server.client.embed(
-        prompt, request_id=f"{ask.id}-{i}", priority=ask.priority, share_key=ask.share_key
+        prompt, request_id=f"{ask.id}-{i}", priority=ask.priority, share_key=ask.share_key, timeout=ask.timeout
     )
     if output.embedding is None:
         reason = output.outputs[0].stop_reason if output.outputs else None
+        if reason == "deadline":
+            raise _late(ask)
         raise GenerationError(f"input {i}: {reason or 'there is no vector of it'}")
     return output
+
+
+def _late(ask: Ask) -> HTTPException:
+    return HTTPException(504, f"the vectors were not ready within the {ask.timeout:g} seconds of the request")
