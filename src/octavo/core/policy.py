@@ -68,6 +68,9 @@ class WaitingQueue:
         self._leave(request)
         return request
 
+    def charge(self, request: Request, count: int) -> None:
+        """Note that ``count`` more tokens of a request will be computed: no matter here, where keys have no shares."""
+
     def _leave(self, request: Request) -> None:
         self._count -= 1
         self.num_tokens -= request.num_queued_tokens

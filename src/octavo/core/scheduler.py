@@ -285,8 +285,7 @@ class Scheduler:
         new_blocks = self.batch.extend(request, count, need, draft.step)
         samples = start + count == len(request.tokens) + request.num_pending
         request.num_pending += samples
-        if isinstance(self.waiting, FairQueue):
-            self.waiting.charge(request, count)
+        self.waiting.charge(request, count)
         draft.rows.append(RowStep(request.slot, start, count, new_blocks, samples))
         if samples and request.params.structured_outputs is not None:
             draft.masked.append((request.slot, request.id))

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.lora import LoraPlan, LoraStack
-from octavo.kernels.triton.routing import assign
+from octavo.kernels.triton.routing import assign, find_tile
 
 DEPTH = 64
 """Columns of x that are taken at once."""
@@ -93,20 +93,6 @@ def lora_add(y: Tensor, x: Tensor, stack: LoraStack, plan: SortedLora) -> Tensor
     return y
 
 
-@triton.jit
-def _find_tile(counts: tl.tensor, tile: int, S: tl.constexpr, S_BLOCK: tl.constexpr, TOKENS: tl.constexpr) -> tuple:
-    """The adapter's number of a tile, the tile's first place in its list, and how many places the list has; a number
-    above S: there is no such tile.
-    """
-    number = tl.arange(0, S_BLOCK)
-    count = tl.load(counts + number, mask=(number >= 1) & (number <= S), other=0)
-    tiles = (count + TOKENS - 1) // TOKENS
-    ends = tl.cumsum(tiles, axis=0)
-    mine = tl.sum(((ends <= tile) & (number <= S)).to(tl.int32), axis=0)
-    first = (tile - tl.sum(tl.where(number == mine, ends - tiles, 0), axis=0)) * TOKENS
-    return mine, first, tl.sum(tl.where(number == mine, count, 0), axis=0)
-
-
 @triton.jit(do_not_specialize=["num_tokens"])
 def _shrink(
     x: tl.tensor,
@@ -127,7 +113,8 @@ def _shrink(
     DEPTH: tl.constexpr,
 ) -> None:
     """``partial[stretch, token, part * R + rank]``: one stretch of K of ``x @ A.T``."""
-    number, first, count = _find_tile(counts, tl.program_id(1), S, S_BLOCK, TOKENS)
+    index, first, count = find_tile(counts + 1, tl.program_id(1), S, S_BLOCK, TOKENS)  # number 0 is no adapter
+    number = index + 1
     if number > S:
         return
     stretch, rest = tl.program_id(0) % STRETCHES, tl.program_id(0) // STRETCHES
@@ -173,7 +160,8 @@ def _expand(
     OUTPUTS: tl.constexpr,
 ) -> None:
     """``y[token, column] += scale * (x @ A.T) @ B.T``; N0, N1 and N2 are the columns of the parts."""
-    number, first, count = _find_tile(counts, tl.program_id(1), S, S_BLOCK, TOKENS)
+    index, first, count = find_tile(counts + 1, tl.program_id(1), S, S_BLOCK, TOKENS)  # number 0 is no adapter
+    number = index + 1
     if number > S:
         return
     T0: tl.constexpr = (N0 + OUTPUTS - 1) // OUTPUTS

@@ -90,7 +90,7 @@ def assign(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def find_tile(counts: tl.tensor, tile: int, E: tl.constexpr, E_BLOCK: tl.constexpr, TOKENS: tl.constexpr) -> tuple:
-    """The expert of a tile, the tile's first place in its list, and how many places the list has; E: no expert."""
+    """Whose a tile is (an expert's, an adapter's), its first place in the list, and the list's length; E: nobody's."""
     expert = tl.arange(0, E_BLOCK)
     count = tl.load(counts + expert, mask=expert < E, other=0)
     tiles = (count + TOKENS - 1) // TOKENS
