@@ -10,9 +10,10 @@ from torch import Tensor
 from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult, TokenMasks
 from octavo.execution.adapters import AdapterStore
 from octavo.execution.batch import BatchState
+from octavo.execution.decode_steps import DecodeSteps
 from octavo.execution.kv_cache import clear_unfilled
-from octavo.execution.pooling import pool, with_vectors
-from octavo.execution.prompt_scores import score_prompts
+from octavo.execution.pooling import pool, pools, with_vectors
+from octavo.execution.prompt_scores import score_prompts, scores_wanted
 from octavo.execution.sampler import HostSample, Sampler
 from octavo.execution.step_result import step_result
 from octavo.kernels.forward_batch import KVLayer
@@ -39,6 +40,7 @@ class Runner:
         self.adapters = adapters
         self._ops = ops
         self._sampler = sampler
+        self._decode = DecodeSteps(model, ops)
         self._entered: dict[int, NewRow] = {}
 
     @torch.inference_mode()
@@ -57,6 +59,9 @@ class Runner:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
+        if self._only_decodes(plan):
+            logits = self._decode.logits(batch).float()
+            return step_result(plan, self._sample(plan.rows, logits, masks() if plan.masked else None), {})
         if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
             batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
@@ -68,6 +73,17 @@ class Runner:
         sampled = self._sample(sampling, logits, masks() if plan.masked else None)
         result = step_result(plan, sampled, scores)
         return with_vectors(result, pool(plan.rows, self._entered, hidden))
+
+    def _only_decodes(self, plan: StepPlan) -> bool:
+        """Whether each row computes one token, samples, and wants nothing else."""
+        rows = plan.rows
+        return (
+            bool(rows)
+            and all(row.num_tokens == 1 and row.samples for row in rows)
+            and not pools(rows, self._entered)
+            and not scores_wanted(rows, self._entered)
+            and self.state.adapters_of(rows) is None
+        )
 
     def _sample(self, rows: Sequence[RowStep], logits: Tensor, masks: TokenMasks | None) -> HostSample:
         """Choose the next token of each of ``rows`` from ``logits [S, V]``."""
