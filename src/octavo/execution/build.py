@@ -20,6 +20,7 @@ from octavo.execution.memory import Ledger, draw_up, free_memory, size_text
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
+from octavo.kernels.cpu.processors import num_threads
 from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.lora import LoraSizes
 from octavo.kernels.ops import Ops
@@ -62,12 +63,15 @@ def build_runner(
 
     Raises:
         ModelError: the checkpoint is damaged or of an unknown architecture.
+        UsageError: there are not so many processors.
         OutOfMemoryError: the weights, or the KV cache that was asked for, do not fit.
     """
     model_config, device = checkpoint.config, torch.device(config.device)
     dtype = choose_dtype(config.dtype, model_config.dtype, device)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     _check_kv_dtype(kv_dtype, device)
+    if device.type == "cpu":
+        torch.set_num_threads(num_threads(config.num_threads))
     ops = ops or for_device(device, deterministic=config.deterministic)
     on_phase("kernels_loaded")
     packing = choose_packing(config, ops)
