@@ -11,6 +11,7 @@ import click
 
 from octavo.config import DTYPES, KV_DTYPES, QUANTIZATIONS, EngineConfig
 from octavo.errors import UsageError
+from octavo.large_imports import large_imports
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
@@ -114,7 +115,8 @@ def load(model: str, given: dict[str, Any], loras: Sequence[tuple[str, str]] = (
     """
     given = with_room_for(loras, given)
     EngineConfig.from_kwargs(model, **given)
-    from octavo.llm import LLM
+    with large_imports():
+        from octavo.llm import LLM
 
     llm = LLM(model, **given)
     for name, path in loras:

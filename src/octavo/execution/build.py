@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from octavo.config import EngineConfig, ModelConfig
 from octavo.errors import OutOfMemoryError, UsageError
@@ -163,6 +162,8 @@ def _check_room(config: ModelConfig, build: Build, length: int, tensors: Sequenc
 
 
 def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) -> None:
+    from tqdm import tqdm
+
     total = sum(tensor.nbytes for tensor in tensors)
     bar = tqdm(
         total=total,
