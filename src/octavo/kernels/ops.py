@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
 from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.packed import Operand
+from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
 
@@ -35,6 +36,10 @@ class Ops(ABC):
         by side: results mean nothing. When it is left, all of them are ready.
         """
         return nullcontext()
+
+    def packed_forms(self) -> PackedForms | None:
+        """What is needed to keep in a file what ``pack_linear`` makes; None: that is not worth it."""
+        return None
 
     @abstractmethod
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ Quantized weights are woven into panels (`panels.py`), which C kernels multiply 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,7 +25,16 @@ from octavo.kernels.cpu.panels import AS_FAST, Panels
 from octavo.kernels.cpu.quantized import QuantizedProducts
 from octavo.kernels.cpu.rounded import RoundedPanels
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
-from octavo.kernels.packed import Operand, PackedWeight, PerExpert, StackedWeight
+from octavo.kernels.packed import (
+    Fp8Weight,
+    Int4Weight,
+    Int8Weight,
+    Operand,
+    PackedWeight,
+    PerExpert,
+    StackedWeight,
+)
+from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
@@ -38,6 +49,7 @@ class CpuOps(ReferenceOps):
     def __init__(self) -> None:
         super().__init__()
         library = load_library()
+        self._library = None if library is None else library._name
         self._native = Native(library) if library is not None else None
         self._quantized = QuantizedProducts(library) if library is not None else None
         self._packs = packs_weights()
@@ -55,6 +67,10 @@ class CpuOps(ReferenceOps):
     def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
         """Each expert's matrix as any other: tokens are gathered, and go through one expert after the other."""
         return PerExpert(parts=tuple(self.pack_linear(take_expert(weight, e, count)) for e in range(count)))
+
+    def packed_forms(self) -> PackedForms | None:
+        classes = (Panels, RoundedPanels, Int8Weight, Int4Weight, Fp8Weight, StackedWeight, PerExpert)
+        return None if self._library is None else PackedForms(classes, Path(self._library).stem)
 
     def multiplies(self, kind: str) -> bool:
         return self._quantized is not None and kind in AS_FAST
