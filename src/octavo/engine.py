@@ -205,7 +205,8 @@ class Engine:
             RequestError: it does not suit, or there are too many.
         """
         with self._alone():
-            return self.adapters.add(name, path, replace_idle=replace_idle)
+            self.adapters.check_room(name, replace_idle=replace_idle)
+            return self.adapters.keep(name, path, self.adapters.read(path), replace_idle=replace_idle)
 
     def remove_lora(self, name: str) -> None:
         """Forget an adapter; requests that have it are finished first. ``RequestError``: there is none."""
