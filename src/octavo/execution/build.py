@@ -76,8 +76,8 @@ def build_runner(
     on_phase("weights_loaded")
     if device.type == "cuda":
         return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
-    weights = param_bytes(model) + lora_bytes(model)
-    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=weights, free=free_memory())
+    sizes = {"weights": param_bytes(model), "adapters": lora_bytes(model), "free": free_memory()}
+    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
     runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")
     return runner, ledger
