@@ -13,15 +13,20 @@ import pytest
 import zmq
 
 from helpers_engine import tiny_llm
+from helpers_grammar import ENGINE, make_model
 from helpers_lora import make_adapter
 from helpers_models import make_tiny
 from octavo import LLM, SamplingParams
 from octavo.client.wire import Abort, Answer, Call, Generate, Hello, Limits, News, Refused, Stop, ToEngine, encode
+from octavo.config import BATCHED_TOKENS, SERVED_TOKENS, EngineConfig
+from octavo.engine import build_engine
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.loop import MAX_FAILURES, EngineFailedError, EngineLoop, is_device_lost
 from octavo.engine_process.meter import Meter
 from octavo.errors import RequestError
+from octavo.grammar import compiler
+from octavo.structured_outputs import StructuredOutputs
 
 SIX = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -246,6 +251,38 @@ def test_what_nobody_has_thought_of_ends_one_request_or_call_and_not_the_engine(
     assert answers == [Answer(3, error="add_lora failed: MemoryError: no room", failed=True)]
     assert ends_of(sent) == {2: ("length", None)}
     llm.engine.scheduler.check()
+
+
+def test_a_form_that_this_model_cannot_have_is_refused_and_one_that_fails_later_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "checked_grammar", lambda form, specials: form.grammar)  # as if it were good
+    bad, good = (StructuredOutputs(grammar=f"start: {what}") for what in ("<|nowhere|>", "/[ab]{3}/"))
+    several = SamplingParams(n=2, max_tokens=6, structured_outputs=bad)
+    with LLM(str(make_model(folder / "forms")), **ENGINE) as llm:
+        forms = [request(1, params=several), request(2, params=SamplingParams(structured_outputs=good))]
+        sent = play(llm, forms)
+        (refused,) = [refused for news in sent for refused in news.refused]
+        assert (refused.key, refused.kind) == (1, "form")
+        assert "the grammar of structured_outputs cannot be used with this model" in refused.message
+        assert ends_of(sent) == {2: ("stop", None)}
+        assert not llm.engine.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_an_engine_that_serves_keeps_steps_short_and_prepares_for_forms(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, serving: bool
+) -> None:
+    compiled: list[StructuredOutputs] = []
+    compile = compiler.Compiler._compile
+    monkeypatch.setattr(
+        compiler.Compiler, "_compile", lambda self, form: (compiled.append(form), compile(self, form))[1]
+    )
+    config = EngineConfig.from_kwargs(str(make_model(folder / "expected")), **ENGINE)
+    engine = build_engine(config, progress=False, serving=serving)
+    engine.shutdown()
+    assert bool(compiled) == serving
+    assert engine.scheduler.max_num_batched_tokens == (SERVED_TOKENS if serving else BATCHED_TOKENS)["cpu"]
 
 
 def test_what_is_cached_is_forgotten_when_asked(llm: LLM) -> None:
