@@ -135,6 +135,7 @@ class EngineClient(Protocol):
         *,
         request_id: str,
         priority: int = 0,
+        lora: str | None = None,
         share_key: str = "",
         timeout: float | None = None,
     ) -> RequestOutput:
