@@ -39,8 +39,11 @@ class Busy:
         self.pool = TextPool(1)
         self.done: list[str] = []
 
-    def occupy(self) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(self.pool.run(self.free.wait, 20))
+    async def occupy(self) -> asyncio.Task[Any]:
+        """Give the thread something to do; what ends with it."""
+        task = asyncio.ensure_future(self.pool.run(self.free.wait, 20))
+        await asyncio.sleep(0)  # now it is in the pool, before all others
+        return task
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ async def nobody_leaves() -> Any:
 
 def test_work_is_dropped_when_the_client_leaves(busy: Busy) -> None:
     async def go() -> None:
-        first, left = busy.occupy(), asyncio.Event()
+        first, left = await busy.occupy(), asyncio.Event()
 
         async def receive() -> Any:
             await left.wait()
@@ -103,7 +106,7 @@ def test_every_route_answers_504_when_its_prompt_is_not_read_in_time(path: str, 
     async def go() -> tuple[int, Any]:
         app, client = make()
         object.__setattr__(app.state.server, "texts", busy.pool)
-        first = busy.occupy()
+        first = await busy.occupy()
         async with asgi(app) as http:
             answer = await http.post(path, json=BODIES[path], headers={"x-request-timeout": "0.05"})
         busy.free.set()
@@ -121,7 +124,7 @@ def test_a_form_that_is_not_tried_in_time(busy: Busy) -> None:
     async def go() -> int:
         app, client = make()
         app.state.server.forms._thread = busy.pool
-        first = busy.occupy()
+        first = await busy.occupy()
         async with asgi(app) as http:
             body = {"messages": HI, "response_format": FORM, "timeout": 0.2}
             answer = await http.post("/v1/chat/completions", json=body)
@@ -137,7 +140,7 @@ def test_a_short_prompt_waits_for_no_thread(busy: Busy) -> None:
     async def go() -> None:
         app, client = make()
         object.__setattr__(app.state.server, "texts", busy.pool)
-        first = busy.occupy()
+        first = await busy.occupy()
         async with asgi(app) as http:
             for prompt in ("Hi", ["a", "b"], [5, 6, 7], [[5], [6]]):
                 answer = await http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})
