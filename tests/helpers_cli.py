@@ -30,12 +30,12 @@ FAST = ("--kv-cache-memory", "8M", "--block-size", "4", "--max-num-batched-token
 _HIDDEN, _HEADS, _KV_HEADS, _MLP, _LAYERS = 32, 4, 2, 48, 2
 
 
-def make_chat_model(folder: Path, **tokenizer: Any) -> Path:
-    """Write a model folder: random weights, a byte-level tokenizer, ``TEMPLATE``. No end token, so that nothing stops
-    early by accident.
+def make_chat_model(folder: Path, special: Sequence[str] = (), **tokenizer: Any) -> Path:
+    """Write a model folder: random weights, a byte-level tokenizer with ``special`` tokens, ``TEMPLATE``. No end token,
+    so that nothing stops early by accident.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    vocab_size = byte_level_bpe().get_vocab_size()
+    vocab_size = byte_level_bpe(special).get_vocab_size()
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -51,7 +51,7 @@ def make_chat_model(folder: Path, **tokenizer: Any) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(_weights(vocab_size), folder / "model.safetensors")
-    return save_bpe(folder, **{"chat_template": TEMPLATE, **tokenizer})
+    return save_bpe(folder, special, **{"chat_template": TEMPLATE, **tokenizer})
 
 
 def make_chat_adapter(folder: Path, rank: int = 4, seed: int = 1) -> Path:

@@ -30,6 +30,7 @@ class FakeClient:
         hold: while set, no request gets on.
         fail_after, failure: after so many tokens this is raised.
         broken_after: after so many tokens a completion ends with finish reason "error".
+        reason: why the engine aborts each request at its first token; None: it does not.
         script: token ids to answer with, in place of the prompt's.
         calls: what `generate` was asked.
         running: requests that are not finished, by id.
@@ -41,6 +42,7 @@ class FakeClient:
     fail_after: int = 0
     failure: Exception | None = None
     broken_after: int | None = None
+    reason: str | None = None
     script: Sequence[int] | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     running: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class FakeClient:
             await asyncio.sleep(0.001)
 
     def _reason(self, step: int, length: int, token: int, params: SamplingParams, aborted: asyncio.Event) -> str | None:
-        if aborted.is_set():
+        if aborted.is_set() or self.reason is not None:
             return "abort"
         if self.broken_after is not None and step >= self.broken_after:
             return "error"
@@ -129,7 +131,7 @@ class FakeClient:
         stopped = reason == "stop" and (token in params.stop_token_ids or self._text(token) in params.stop)
         text = "" if stopped else self._text(token)
         scores = None if params.logprobs is None else [self._scores(token, params.logprobs)]
-        why: str | int | None = None
+        why: str | int | None = self.reason if reason == "abort" else None
         if reason == "error":
             why = "the device is lost"
         elif stopped:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from helpers_client import FakeClient
+from helpers_live import live
 from helpers_text import byte_level_bpe
 from octavo.server.app import create_app
 from octavo.server.options import ServerOptions
@@ -74,18 +72,7 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 @contextmanager
-def live(app: FastAPI) -> Iterator[str]:
-    """The application on a port of its own; the address."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            threading.Event().wait(0.01)
-        try:
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
+def live_url(app: FastAPI) -> Iterator[str]:
+    """The address of the application on a port of its own."""
+    with live(app, lifespan="on", timeout_graceful_shutdown=1) as port:
+        yield f"http://127.0.0.1:{port}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(" ".join(CORPUS).split("
 
 
 @lru_cache
-def byte_level_bpe() -> tokenizers.Tokenizer:
-    """Byte-level BPE as GPT-2 and Llama 3 have it: special tokens, and BOS added by a post-processor."""
+def byte_level_bpe(special: Sequence[str] = ()) -> tokenizers.Tokenizer:
+    """Byte-level BPE as GPT-2 and Llama 3 have it: special tokens, and BOS added by a post-processor. ``special`` are
+    more of these tokens.
+    """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -40,6 +43,7 @@ def byte_level_bpe() -> tokenizers.Tokenizer:
     )
     backend.train_from_iterator(CORPUS, trainer)
     backend.add_tokens([tokenizers.AddedToken("<tool_call>", normalized=False), "你好呀"])
+    backend.add_special_tokens(list(special))
     bos = backend.token_to_id("<s>")
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     return backend
@@ -99,9 +103,9 @@ def spm_metadata(**changes: Any) -> dict[str, Any]:
     return {f"tokenizer.ggml.{k}": v for k, v in fields.items() if v is not None}
 
 
-def save_bpe(folder: Path, **config: Any) -> Path:
+def save_bpe(folder: Path, special: Sequence[str] = (), **config: Any) -> Path:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
-    byte_level_bpe().save(str(folder / "tokenizer.json"))
+    byte_level_bpe(special).save(str(folder / "tokenizer.json"))
     return write_config(folder, bos_token="<s>", eos_token="</s>", **config)
 
 

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm": {"nouns", "core.plan", "text", "intake", "engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns"},
-    "engine_process": {"nouns", "core.plan", "client", "engine", "execution.build", "weights"},
+    "engine_process": {"nouns", "core.plan", "client", "engine", "execution.adapters", "execution.build", "weights"},
     "async_llm": {"nouns", "client", "text", "intake"},
     "openai": {"nouns", "text"},
     "anthropic": {"nouns", "text", "openai"},

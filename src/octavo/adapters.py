@@ -10,7 +10,7 @@ from octavo.config import EngineConfig
 from octavo.core.adapters import Adapter
 from octavo.core.scheduler import Scheduler
 from octavo.errors import ModelError, RequestError
-from octavo.execution.adapters import AdapterStore
+from octavo.execution.adapters import AdapterStore, HostAdapter
 from octavo.lora import AdapterInfo, check_lora_name
 
 LOADED_PER_PLACE = 4
@@ -51,17 +51,16 @@ class Adapters:
         self._by_name[name] = self._by_name.pop(name)
         return self._by_name[name].adapter
 
-    def add(self, name: str, path: str, *, replace_idle: bool = False) -> AdapterInfo:
-        """Load an adapter.
+    def check_room(self, name: str, *, replace_idle: bool = False) -> str | None:
+        """Whether an adapter may be kept under ``name``; which one would have to go for it, if one would.
 
         Args:
-            replace_idle: if it is full, remove the adapter that was asked for longest ago, of those that nothing uses,
-                once the new one is loaded.
+            replace_idle: if it is full, the adapter that was asked for longest ago may go, of those that nothing uses.
 
         Raises:
-            RequestError: the name is taken, there are too many, or the adapter is damaged or does not suit the model.
+            RequestError: the name is taken, or there are too many.
         """
-        store = self._require_store()
+        self._require_store()
         if check_lora_name(name) in self._by_name:
             raise RequestError(f"there is a LoRA adapter {name!r:.80} already; remove it first, or take another name")
         idle = self._first_idle() if replace_idle and self.full else None
@@ -69,11 +68,24 @@ class Adapters:
             raise RequestError(
                 f"max_cpu_loras={self._limit} adapters are loaded or still in use; remove one, or raise max_cpu_loras"
             )
-        adapter = Adapter(next(self._ids), name)
+        return idle
+
+    def read(self, path: str) -> HostAdapter:
+        """Read an adapter from disk, which may take seconds: in any thread, also while a step runs.
+
+        Raises:
+            RequestError: it is damaged or does not suit the model.
+        """
         try:
-            info = AdapterInfo(name, str(path), store.add(adapter.id, Path(path)))
+            return self._require_store().read(Path(path))
         except ModelError as error:
             raise RequestError(str(error)) from None
+
+    def keep(self, name: str, path: str, read: HostAdapter, *, replace_idle: bool = False) -> AdapterInfo:
+        """Have an adapter that was read from ``path`` for requests to ask for. Quick; raises as `check_room` does."""
+        idle = self.check_room(name, replace_idle=replace_idle)
+        adapter, info = Adapter(next(self._ids), name), AdapterInfo(name, str(path), read.rank)
+        self._require_store().keep(adapter.id, read)
         if idle is not None:
             self.remove(idle)
         self._by_name[name] = _Loaded(adapter, info)

@@ -122,6 +122,12 @@ class Assembler:
         self._groups[request_id] = group
         self._members |= {c.request.id: (group, c) for c in completions}
 
+    def refuse(self, member_id: str, why: str | None) -> None:
+        """Note with a request why it could not begin; its completions are about to end."""
+        member = self._members.get(member_id)
+        if member is not None:
+            member[0].output.refused = why
+
     def forget(self, request_id: str) -> None:
         """Expect nothing more for a request; no output of it is finished."""
         group = self._groups.pop(request_id, None)

@@ -35,6 +35,9 @@ MAX_NUM_SEQS = 1 << 16
 BATCHED_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in one step, unless asked for: enough for the matrix products to reach their best rate."""
 
+SERVED_TOKENS = {"cpu": 256, "cuda": 1536}
+"""Tokens in one step where others wait for their next token meanwhile: as few as still come near that rate."""
+
 MAX_LORAS = 256
 """LoRA adapters on the device at once."""
 
@@ -202,7 +205,8 @@ class EngineConfig:
         max_model_len: longest prompt plus output, in tokens; None: what the model and the memory allow.
         max_num_seqs: most requests in one step.
         max_num_batched_tokens: most tokens in one step (prefill chunks and decode together); None: 16384 on a GPU, 2048
-            on a CPU.
+            on a CPU; of an engine in a process of its own (``octavo serve``, ``AsyncLLM``) 1536 and 256, so that a long
+            prompt does not hold up others.
         block_size: tokens in a KV block.
         gpu_memory_utilization: share of the device's memory that may be used, weights included. On a CPU: share of
             half the memory that is free when the weights are loaded, less the workspace, that goes to the KV cache.
@@ -271,9 +275,12 @@ class EngineConfig:
         """LoRA adapters that can be on the device at once; 0 without ``enable_lora``."""
         return self.max_loras if self.enable_lora else 0
 
-    def on(self, device: str) -> EngineConfig:
-        """This configuration with what depends on the device, "cpu" or "cuda:0", say, filled in."""
-        tokens = self.max_num_batched_tokens or max(BATCHED_TOKENS[device.partition(":")[0]], self.max_num_seqs)
+    def on(self, device: str, *, serving: bool = False) -> EngineConfig:
+        """This configuration with what depends on the device, "cpu" or "cuda:0", say, filled in; ``serving``: for an
+        engine that many ask at any time.
+        """
+        default = (SERVED_TOKENS if serving else BATCHED_TOKENS)[device.partition(":")[0]]
+        tokens = self.max_num_batched_tokens or max(default, self.max_num_seqs)
         return replace(self, device=device, max_num_batched_tokens=tokens)
 
     def __post_init__(self) -> None:

@@ -65,6 +65,7 @@ class Engine:
         ledger: Ledger,
         tokenizer: Tokenizer | None,
         generation: Mapping[str, float] | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.config = config
         self.model_config = model_config
@@ -76,7 +77,7 @@ class Engine:
         self.scheduler = _make_scheduler(config, ledger, ahead)
         self._executor: Executor = make_executor(runner, ahead=ahead)
         self._assembler = Assembler(tokenizer)
-        self._grammars = Grammars(tokenizer, model_config.vocab_size)
+        self._grammars = grammars or Grammars(tokenizer, model_config.vocab_size)
         self._in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self._ids = itertools.count()
         self._lock = threading.RLock()
@@ -205,7 +206,8 @@ class Engine:
             RequestError: it does not suit, or there are too many.
         """
         with self._alone():
-            return self.adapters.add(name, path, replace_idle=replace_idle)
+            self.adapters.check_room(name, replace_idle=replace_idle)
+            return self.adapters.keep(name, path, self.adapters.read(path), replace_idle=replace_idle)
 
     def remove_lora(self, name: str) -> None:
         """Forget an adapter; requests that have it are finished first. ``RequestError``: there is none."""
@@ -303,10 +305,16 @@ class Engine:
         ready, endings = self._grammars.ready()
         for request_id in ready:
             self.scheduler.release(request_id)
+        for ending in endings:
+            if ending.reason == "refused":
+                self._assembler.refuse(ending.request_id, ending.stop_reason)
         return self._apply_ends(self._finish(endings, time.monotonic()))
 
-    def _finish(self, endings: Sequence[Ending], now: float) -> Sequence[Event | None]:
-        return [self.scheduler.finish(e.request_id, e.reason, now, e.stop_reason) for e in endings]
+    def _finish(self, endings: Sequence[Ending], now: float) -> list[Event | None]:
+        finish = self.scheduler.finish
+        return [
+            finish(e.request_id, "error" if e.reason == "refused" else e.reason, now, e.stop_reason) for e in endings
+        ]
 
     def _tell(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
         for listener in self.listeners:
@@ -354,9 +362,17 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Schedu
 
 
 def build_engine(
-    config: EngineConfig, progress: bool = True, on_phase: Callable[[str], None] = lambda name: None
+    config: EngineConfig,
+    progress: bool = True,
+    on_phase: Callable[[str], None] = lambda name: None,
+    *,
+    serving: bool = False,
 ) -> Engine:
     """Find the model, load it, size the cache, and join the rooms. ``on_phase`` gets each part's name when it is done.
+
+    Args:
+        serving: many will ask at any time, so none may hold up the others: steps are short, and what the first form
+            (`StructuredOutputs`) needs is made beside the loading.
 
     Raises:
         ModelError: the model cannot be found or loaded. OutOfMemoryError: it, or the cache, does not fit.
@@ -365,14 +381,21 @@ def build_engine(
     from octavo.weights.open import open_checkpoint
     from octavo.weights.source import resolve
 
-    config = config.on(choose_device(config.device))
+    config = config.on(choose_device(config.device), serving=serving)
     path = resolve(config.model, revision=config.revision, progress=progress)
     checkpoint = open_checkpoint(path, weights=config.load_format != "dummy")
     on_phase("model_opened")
     tokenizer = find_tokenizer(config, path, progress)
     on_phase("tokenizer_loaded")
-    runner, ledger = build_runner(config, checkpoint, progress, on_phase)
-    engine = Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict())
+    grammars = Grammars(tokenizer, checkpoint.config.vocab_size)
+    if serving:
+        grammars.warm_up()
+    try:
+        runner, ledger = build_runner(config, checkpoint, progress, on_phase)
+    except BaseException:
+        grammars.stop()
+        raise
+    engine = Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict(), grammars)
     # What there is now (modules, code, the model) stays: the garbage collector, which would look at all of it every few
     # hundred steps for some milliseconds, need not see it until `shutdown`.
     gc.collect()

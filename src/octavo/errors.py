@@ -30,6 +30,10 @@ class RequestError(OctavoError, ValueError):
     exit_code = 2
 
 
+class FormError(RequestError):
+    """The form that a request's completions shall have (``structured_outputs``) cannot be used."""
+
+
 class ModelError(OctavoError):
     """A model, or a file of one, is missing, damaged, hostile or of a kind that Octavo does not know."""
 

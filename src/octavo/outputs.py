@@ -82,7 +82,8 @@ class RequestOutput:
 
     ``prompt`` is None when the prompt came as token ids. ``prompt_logprobs`` has one entry for each prompt token; the
     first is None, as nothing predicts it. ``embedding`` is the prompt's vector, where ``PoolingParams`` asked for one.
-    ``metrics`` are complete when it is finished.
+    ``metrics`` are complete when it is finished. ``refused`` says why it could not begin though its sender could mend
+    that: its form (``structured_outputs``) cannot be used with this model. Its completions then end with "error".
     """
 
     request_id: str
@@ -93,3 +94,4 @@ class RequestOutput:
     metrics: RequestMetrics
     prompt_logprobs: list[Logprobs | None] | None = None
     embedding: Sequence[float] | None = None
+    refused: str | None = None

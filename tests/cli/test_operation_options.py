@@ -53,6 +53,16 @@ def test_options(tmp_path: Path) -> None:
 
 def test_a_key_of_the_environment() -> None:
     assert parse(OCTAVO_API_KEY="sk-1").server["api_keys"] == ("sk-1",)
+    assert parse(OCTAVO_API_KEY="sk-1 sk-2").server["api_keys"] == ("sk-1", "sk-2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"), [([], ""), ([], "  "), (["--api-key", ""], "sk-1"), (["--api-key", "two words"], "")]
+)
+def test_an_empty_key_opens_no_door(arguments: list[str], variable: str) -> None:
+    """A variable that was not filled must not mean that everybody is let in."""
+    with pytest.raises(UsageError, match=r"has a key that is empty or no word; accepted: 1 to 512 visible"):
+        parse(*arguments, OCTAVO_API_KEY=variable)
 
 
 def test_a_certificate_alone_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:

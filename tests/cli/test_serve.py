@@ -20,9 +20,10 @@ import httpx
 import psutil
 import pytest
 
-from helpers_cli import FAST, environment, make_chat_adapter, make_chat_model, octavo_process
+from helpers_cli import FAST, environment, make_chat_adapter, make_chat_model, octavo_process, wait_until
 from octavo.client.verbs import EngineInfo
-from octavo.server.serve import capacity
+from octavo.errors import OctavoError
+from octavo.server.serve import bind, capacity
 
 LONG = {"prompt": "Hi", "max_tokens": 4000, "ignore_eos": True, "stream": True}
 
@@ -102,6 +103,7 @@ def test_it_says_what_it_serves_and_drains_on_sigterm(model):
         assert re.match(r"\S+ on cpu, float32", server.lines[0])
         assert server.lines[1].startswith("weights ")
         assert re.match(r"\d+ requests of 2,048 tokens fit, \d+ of 8,192; at most 256 run at once", server.lines[2])
+        assert server.lines[3].startswith("steps of up to 256 tokens; --max-num-batched-tokens: fewer for steadier")
         assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "tiny"
         assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the HTTP process has torch"
         assert "libtorch" in Path(f"/proc/{server.engine.pid}/maps").read_text()
@@ -209,6 +211,40 @@ def test_a_port_that_is_taken_is_one_line_before_the_model_is_looked_for(tmp_pat
             _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.decode() == f"octavo: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+
+
+def test_a_port_is_taken_as_soon_as_it_is_bound():
+    """Two servers that load their models at the same time must not find out at the end."""
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(OctavoError, match=f"port {port}: Address already in use"):
+            bind("127.0.0.1", port)
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(model, tmp_path):
+    """The log's file may not grow: to write more fails, as on a disk without room."""
+    log, ask = tmp_path / "log", {"prompt": "Hi", "max_tokens": 3}
+    with log.open("ab") as file, octavo_process("serve", model, "--port", "0", *FAST, stderr=file) as process:
+        wait_until(lambda: b"listening on" in log.read_bytes(), process)
+        url = re.search(r"listening on (\S+)", log.read_text())[1]
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        try:
+            size = log.stat().st_size
+            for each in family:
+                each.rlimit(psutil.RLIMIT_FSIZE, (size, psutil.RLIM_INFINITY))
+            for _ in range(40):
+                assert httpx.post(f"{url}/v1/completions", json=ask, timeout=30).status_code == 200
+            assert httpx.get(f"{url}/health").status_code == 200
+            assert log.stat().st_size == size
+            for each in family:
+                each.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+            httpx.post(f"{url}/v1/completions", json=ask, headers={"x-request-id": "there-is-room-again"})
+            wait_until(lambda: b"there-is-room-again" in log.read_bytes(), process)
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):

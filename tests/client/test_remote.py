@@ -209,7 +209,9 @@ def test_adapters_are_loaded_used_and_removed(tmp_path, loop):
         plain = llm.generate([[5, 6]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
         llm.engine.add_lora("a", adapter)
         adapted = llm.generate([[5, 6]], GREEDY, use_tqdm=False, lora_request=LoRARequest("a"))[0].outputs[0].token_ids
+        vectors = [llm.embed([[5, 6]], use_tqdm=False, lora_request=lora)[0] for lora in (None, LoRARequest("a"))]
     assert adapted != plain
+    assert not np.allclose(*vectors)
 
     async def run() -> None:
         engine = await RemoteEngine.start(EngineConfig.from_kwargs(str(path), **options))
@@ -220,6 +222,9 @@ def test_adapters_are_loaded_used_and_removed(tmp_path, loop):
             await engine.add_lora("a", adapter)
         outputs = await asyncio.gather(*(read_all(engine, [5, 6], GREEDY, lora=lora) for lora in (None, "a", None)))
         assert [joined_tokens(output)[0] for output in outputs] == [plain, adapted, plain]
+        for lora, vector in zip((None, "a"), vectors, strict=True):
+            output = await engine.embed([5, 6], request_id="vector", lora=lora)
+            np.testing.assert_allclose(output.embedding, vector, rtol=1e-5, atol=1e-6)
         await engine.remove_lora("a")
         assert list(engine.loras()) == []
         with pytest.raises(RequestError, match="no LoRA adapter 'a'"):

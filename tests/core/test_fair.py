@@ -29,9 +29,9 @@ def test_keys_take_turns_and_each_is_first_come_first_served() -> None:
     queue = FairQueue()
     for sequence, key in enumerate("aaabbc"):
         queue.push(numbered(sequence, key))
-    assert (len(queue), queue.num_tokens, len(list(queue))) == (6, 6, 6)
+    assert (len(queue), len(list(queue))) == (6, 6)
     assert [queue.pop().sequence for _ in range(6)] == [0, 3, 5, 1, 4, 2]
-    assert (len(queue), queue.num_tokens, queue.first()) == (0, 0, None)
+    assert (len(queue), queue.first()) == (0, None)
 
 
 def test_within_a_key_the_urgent_come_first() -> None:
@@ -87,7 +87,7 @@ def test_tokens_from_the_cache_are_not_charged() -> None:
         scheduler.add(make_request(name, prompt if key == "a" else [9, *prompt], 1, share_key=key))
     while scheduler.has_work():
         advance(scheduler)
-    assert scheduler.waiting._counters == {"a": 33 + 1, "b": 34}
+    assert scheduler.waiting._queue._counters == {"a": 33 + 1, "b": 34}
 
 
 def test_finished_requests_leave_the_queue() -> None:

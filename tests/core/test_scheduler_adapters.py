@@ -6,7 +6,8 @@ import pytest
 
 from helpers_core import advance, make_request, make_scheduler, of_type, result_of
 from octavo.core.adapters import Adapter
-from octavo.core.plan import AdapterLoad, Waits
+from octavo.core.plan import AdapterLoad, Admitted, Waits
+from octavo.core.scheduler import ADAPTER_PATIENCE, Scheduler
 
 A, B, C = (Adapter(i, name) for i, name in enumerate(("a", "b", "c"), 1))
 
@@ -31,15 +32,81 @@ def test_a_request_waits_for_a_place_and_says_so() -> None:
     scheduler.add(first)
     scheduler.add(second)
     scheduler.add(make_request("z", 3, 3))
+    scheduler.add(make_request("w", 3, 6, adapter=A))
     plan, _ = advance(scheduler)
     assert of_type(Waits, plan.events) == [Waits("y", "needs adapter 'b', all 1 slots are in use")]
-    assert len(plan.rows) == 1  # those behind it wait, too: nobody overtakes
-    while scheduler.requests.get("x"):
-        advance(scheduler)
+    assert len(plan.rows) == 3  # those behind it, who lack nothing, pass
+    assert (len(scheduler.waiting), scheduler.waiting.num_tokens) == (1, 3)
+    while scheduler.requests.get("w"):
+        plan, _ = advance(scheduler)
+        assert not of_type(Waits, plan.events)  # it is told once
+    scheduler.add(make_request("late", 3, 3, adapter=A))
     plan, _ = advance(scheduler)
     assert plan.loads == (AdapterLoad(1, B.id),)
+    assert [row.adapter for row in plan.entering] == [1]
     assert second.metrics.waited_for == "needs adapter 'b', all 1 slots are in use"
-    assert len(plan.rows) == 2
+    run_out(scheduler)
+
+
+def run_out(scheduler: Scheduler, most: int = 200) -> None:
+    for _ in range(most):
+        if not scheduler.has_work():
+            break
+        advance(scheduler)
+    assert not scheduler.has_work()
+    scheduler.check()
+
+
+def admitted(scheduler: Scheduler, now: float) -> list[str]:
+    """Who is admitted by a step at ``now``."""
+    plan = scheduler.plan(now)
+    assert plan is not None
+    scheduler.check()
+    scheduler.apply(result_of(plan), now)
+    return [event.request_id for event in of_type(Admitted, plan.events)]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "fair", "priority"])
+def test_who_keeps_coming_does_not_starve_an_adapter_without_a_place(policy: str) -> None:
+    """Each time that one ends another comes, so that the only place is never free by itself."""
+    scheduler = make_scheduler(max_loras=1, policy=policy, num_blocks=40)
+    scheduler.add(make_request("a0", 3, 4, adapter=A))
+    scheduler.add(make_request("b", 3, 4, adapter=B))
+    seen: list[str] = []
+    for second in range(40):
+        scheduler.add(make_request(f"a{second + 1}", 3, 4, adapter=A))
+        seen += admitted(scheduler, float(second))
+        if "b" in seen:
+            break
+    assert ADAPTER_PATIENCE < second < ADAPTER_PATIENCE + 6
+    passed = [name for name in seen if name != "b"]
+    assert len(passed) == ADAPTER_PATIENCE + 2  # those that came within its patience, and the one that was there
+    run_out(scheduler)
+
+
+def test_patience_is_not_for_those_that_come_first_anyway() -> None:
+    scheduler = make_scheduler(max_loras=1, policy="priority")
+    scheduler.add(make_request("a", 3, 40, adapter=A))
+    scheduler.add(make_request("b", 3, 4, adapter=B))
+    assert admitted(scheduler, 0.0) == ["a"]
+    for name, priority, adapter in (("urgent", -1, A), ("plain", 0, None), ("same", 0, A)):
+        scheduler.add(make_request(name, 3, 4, adapter=adapter, priority=priority))
+    assert admitted(scheduler, ADAPTER_PATIENCE + 1) == ["urgent", "plain"]
+    run_out(scheduler)
+
+
+def test_who_is_set_aside_can_be_aborted() -> None:
+    scheduler = make_scheduler(max_loras=1, policy="fair")
+    scheduler.add(make_request("a", 3, 4, adapter=A))
+    for i in range(3):
+        scheduler.add(make_request(f"b{i}", 3, 4, adapter=B, share_key=str(i)))
+    assert admitted(scheduler, 0.0) == ["a"]
+    for left in (2, 1, 0):
+        scheduler.finish(f"b{2 - left}", "abort")
+        scheduler.check()
+        assert (len(scheduler.waiting), scheduler.waiting.num_tokens) == (left, 3 * left)
+        assert (scheduler.waiting.longest_aside is None) == (left == 0)
+    run_out(scheduler)
 
 
 def test_blocks_are_not_shared_between_adapters() -> None:

@@ -332,7 +332,11 @@ def test_an_engine_without_adapters_says_so(llama):
 def test_the_ledger_counts_the_places(llama):
     path, *_ = llama
     with tiny_llm(path) as without, lora_llm(path, max_loras=2, max_lora_rank=8) as with_loras:
-        more = with_loras.engine.ledger.weights - without.engine.ledger.weights
+        assert with_loras.engine.ledger.weights == without.engine.ledger.weights
+        more = with_loras.engine.ledger.adapters
+        assert without.engine.ledger.adapters == 0
+        assert "LoRA adapters" in with_loras.engine.ledger.describe()
+        assert "LoRA adapters" not in without.engine.ledger.describe()
     hidden, inner, kv = 48, 84, 16
     a = 3 * hidden + hidden + 2 * hidden + inner  # inputs of qkv, o, gate-up, down for each row of A
     b = (hidden + 2 * kv) + hidden + 2 * inner + hidden

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,32 @@ import pytest
 import zmq
 
 from helpers_engine import tiny_llm
+from helpers_grammar import ENGINE, make_model
+from helpers_lora import make_adapter
 from helpers_models import make_tiny
 from octavo import LLM, SamplingParams
-from octavo.client.wire import Abort, Call, Generate, Hello, Limits, News, Refused, Stop, ToEngine, encode
+from octavo.client.wire import Abort, Answer, Call, Generate, Hello, Limits, News, Refused, Stop, ToEngine, encode
+from octavo.config import BATCHED_TOKENS, SERVED_TOKENS, EngineConfig
+from octavo.engine import build_engine
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.loop import MAX_FAILURES, EngineFailedError, EngineLoop, is_device_lost
 from octavo.engine_process.meter import Meter
 from octavo.errors import RequestError
+from octavo.grammar import compiler
+from octavo.structured_outputs import StructuredOutputs
 
 SIX = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("llama", tmp_path_factory.mktemp("tiny"))[1]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def path(folder: Path) -> Path:
+    return make_tiny("llama", folder)[1]
 
 
 @pytest.fixture
@@ -35,22 +48,42 @@ def llm(path: Path) -> Iterator[LLM]:
 
 
 class Script:
-    """An inbox that hands out what was prepared, one list before each step, and then a `Stop`."""
+    """An inbox that hands out what was prepared, one list before each step, then ``late`` items that others put there,
+    and then a `Stop`."""
 
-    def __init__(self, *batches: list[Item]) -> None:
-        self._batches = list(batches)
+    def __init__(self, *batches: list[Item], late: int = 0) -> None:
+        self._batches, self._late = list(batches), late
+        self._put: queue.SimpleQueue[Item] = queue.SimpleQueue()
+
+    def put(self, item: Item) -> None:
+        self._put.put(item)
 
     def take(self, *, wait: bool) -> list[Item]:
         if self._batches:
             return self._batches.pop(0)
+        if self._late and (wait or not self._put.empty()):
+            self._late -= 1
+            return [self._put.get(timeout=20)]
         return [Stop()] if wait else []
 
 
-def play(llm: LLM, *batches: list[Item], limits: Limits | None = None) -> list[News]:
-    """All messages that the loop sends."""
+def play(
+    llm: LLM,
+    *batches: list[Item],
+    limits: Limits | None = None,
+    late: int = 0,
+    on_news: Callable[[News], None] = lambda news: None,
+) -> list[News]:
+    """All messages that the loop sends; ``on_news`` gets each one at once."""
     sent: list[News] = []
+
+    def send(news: News) -> None:
+        sent.append(news)
+        on_news(news)
+
     door = Door(limits or Limits())
-    EngineLoop(llm.engine, Script(*batches), sent.append, door, Meter(llm.engine, door)).run()  # type: ignore[arg-type]
+    inbox: Any = Script(*batches, late=late)
+    EngineLoop(llm.engine, inbox, send, door, Meter(llm.engine, door)).run()
     return sent
 
 
@@ -166,22 +199,90 @@ def test_calls_are_answered_and_wrong_ones_refused(llm: LLM) -> None:
     assert "started without LoRA adapters" in answers[4].error
 
 
+def test_steps_go_on_while_an_adapter_is_read(folder: Path) -> None:
+    """What reads it waits here until three steps have come back: were it the loop, there would be none."""
+    base, path = make_tiny("llama", folder)
+    adapter = str(make_adapter(base, "llama", folder / "adapter")[1])
+    stepped = threading.Event()
+    pieces: list[int] = []
+
+    def see(news: News) -> None:
+        pieces.extend(piece.key for piece in news.pieces)
+        if len(pieces) >= 3:
+            stepped.set()
+
+    with tiny_llm(path, block_size=4, enable_lora=True) as llm:
+        read = llm.engine.adapters.read
+        waited: list[bool] = []
+
+        def slow(path: str) -> Any:
+            waited.append(stepped.wait(10))
+            return read(path)
+
+        llm.engine.adapters.read = slow  # type: ignore[method-assign]
+        load = Call(1, "add_lora", ("a", adapter))
+        twin = Call(2, "add_lora", ("a", adapter))
+        sent = play(llm, [load, twin, request(3)], late=2, on_news=see)
+        assert waited[0]
+        answers = {answer.key: answer for news in sent for answer in news.answers}
+        assert (answers[1].value.name, answers[1].value.rank) == ("a", 8)
+        assert "'a' already" in answers[2].error  # of two that are read at once, one is kept
+        assert not answers[2].failed
+        again = play(llm, [request(4, lora="a"), Call(5, "add_lora", ("b", str(folder / "none")))], late=1)
+        assert ends_of(again) == {4: ("length", None)}
+        assert any("not a folder" in answer.error for news in again for answer in news.answers if answer.key == 5)
+
+
 def test_what_nobody_has_thought_of_ends_one_request_or_call_and_not_the_engine(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And it is told as a failure: who asked has done nothing wrong."""
+
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError("no room")
 
     hold = llm.engine._hold_for_grammar
     monkeypatch.setattr(llm.engine, "_hold_for_grammar", lambda r: fail() if r.id == "r1" else hold(r))
-    monkeypatch.setattr(llm.engine, "add_lora", fail)
-    sent = play(llm, [request(1), request(2), Call(3, "add_lora", ("a", "/b"))])
-    assert [(refused.key, refused.message) for refused in sent[0].refused] == [
-        (1, "the engine cannot take it: MemoryError: no room")
-    ]
-    assert sent[0].answers[0].error == "add_lora failed: MemoryError: no room"
+    monkeypatch.setattr(llm.engine.adapters, "check_room", lambda name: None)
+    monkeypatch.setattr(llm.engine.adapters, "read", fail)
+    sent = play(llm, [request(1), request(2), Call(3, "add_lora", ("a", "/b"))], late=1)
+    assert sent[0].refused == [Refused(1, "the engine cannot take it: MemoryError: no room", kind="failure")]
+    answers = [answer for news in sent for answer in news.answers]
+    assert answers == [Answer(3, error="add_lora failed: MemoryError: no room", failed=True)]
     assert ends_of(sent) == {2: ("length", None)}
     llm.engine.scheduler.check()
+
+
+def test_a_form_that_this_model_cannot_have_is_refused_and_one_that_fails_later_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "checked_grammar", lambda form, specials: form.grammar)  # as if it were good
+    bad, good = (StructuredOutputs(grammar=f"start: {what}") for what in ("<|nowhere|>", "/[ab]{3}/"))
+    several = SamplingParams(n=2, max_tokens=6, structured_outputs=bad)
+    with LLM(str(make_model(folder / "forms")), **ENGINE) as llm:
+        forms = [request(1, params=several), request(2, params=SamplingParams(structured_outputs=good))]
+        sent = play(llm, forms)
+        (refused,) = [refused for news in sent for refused in news.refused]
+        assert (refused.key, refused.kind) == (1, "form")
+        assert "the grammar of structured_outputs cannot be used with this model" in refused.message
+        assert ends_of(sent) == {2: ("stop", None)}
+        assert not llm.engine.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_an_engine_that_serves_keeps_steps_short_and_prepares_for_forms(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, serving: bool
+) -> None:
+    compiled: list[StructuredOutputs] = []
+    compile = compiler.Compiler._compile
+    monkeypatch.setattr(
+        compiler.Compiler, "_compile", lambda self, form: (compiled.append(form), compile(self, form))[1]
+    )
+    config = EngineConfig.from_kwargs(str(make_model(folder / "expected")), **ENGINE)
+    engine = build_engine(config, progress=False, serving=serving)
+    engine.shutdown()
+    assert bool(compiled) == serving
+    assert engine.scheduler.max_num_batched_tokens == (SERVED_TOKENS if serving else BATCHED_TOKENS)["cpu"]
 
 
 def test_what_is_cached_is_forgotten_when_asked(llm: LLM) -> None:
@@ -246,7 +347,7 @@ def test_the_inbox_tokenizes_and_keeps_the_order() -> None:
     assert (first.token_ids, first.was_text) == ([4, 1], True)
     assert (third.token_ids, third.was_text) == ([3, 0], False)
     assert fourth == Refused(3, "a bad text")
-    assert fifth == Refused(4, "the prompt cannot be tokenized: BaseException: panicked")
+    assert fifth == Refused(4, "the prompt cannot be tokenized: BaseException: panicked", kind="failure")
     assert (items[1], items[5]) == (messages[1], messages[5])
 
 

@@ -116,8 +116,8 @@ def test_a_lexer_that_failed_is_not_handed_to_the_next_one(monkeypatch):
     monkeypatch.setattr(compiler, "checked_grammar", lambda form, specials: asked.append(form) or check(form, specials))
     grammars = Grammars(TOKENIZER, TOKENIZER.vocab_size)
     for name in ("a", "b"):
-        assert grammars.add(name, YES, (1,)) == COMPILING
-        while name not in grammars.ready()[0]:
+        waits = grammars.add(name, YES, (1,))
+        while waits and name not in grammars.ready()[0]:
             grammars.wait(1.0)
         ((_, reason, message),) = grammars.apply([Sampled(name, TOKENIZER.encode("x")[0])])
         assert reason == "error"
@@ -134,3 +134,18 @@ def test_stopping_cancels_what_has_not_begun(monkeypatch):
     made.stop()
     assert waiting[-1].cancelled()
     gate.set()
+
+
+def test_what_takes_long_can_be_made_before_the_first_form():
+    grammars = Grammars(TOKENIZER, TOKENIZER.vocab_size)
+    grammars.warm_up()
+    form = StructuredOutputs(json_object=True)
+    waits = grammars.add("a", form, (1,))
+    while waits and "a" not in grammars.ready()[0]:
+        grammars.wait(1.0)
+    assert grammars._tools.compiler._known[form.key].uses == 2, "it is the one that was made before"
+    assert "library" in vars(grammars._tools.vocabulary)
+    grammars.stop()
+    nothing = Grammars(None, 100)
+    nothing.warm_up()
+    nothing.stop()

@@ -27,7 +27,7 @@ def load_adapters(model, paths: list[Path]) -> AdapterStore:
     """Adapter i of ``paths`` as number i + 1."""
     store = AdapterStore(model, SIZES.max_loras)
     for i, path in enumerate(paths, 1):
-        store.add(i, path)
+        store.keep(i, store.read(path))
     store.load([AdapterLoad(i, i) for i in range(1, len(paths) + 1)])
     return store
 
@@ -93,7 +93,7 @@ def test_a_place_that_is_used_again(tmp_path):
     theirs, small = make_adapter(base, "llama", tmp_path / "small", 2, r=2, target_modules=["k_proj", "up_proj"])
     model = load_tiny(path, lora=SIZES)
     store = load_adapters(model, [large])
-    store.add(7, small)
+    store.keep(7, store.read(small))
     store.load([AdapterLoad(1, 7)])
     close(PagedDriver(model).step({0: TEXTS[0]}, {0: 1})[0], logits_of(theirs, TEXTS[0]))
 

@@ -8,8 +8,8 @@ from openai.types.responses import ResponseOutputItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from helpers_output import SPELLINGS, make_router
-from octavo.openai.response_items import ItemEvents, response_items
-from octavo.text.output.router import read_whole
+from octavo.openai.response_items import ItemEvents
+from octavo.text.output.router import OutputRouter, read_whole
 
 TEXT = "<think>\nhm\n</think>\n\nSee:\n" + SPELLINGS["hermes"][0]([("get_weather", {"city": "Rom"}), ("clock", {})])
 TEXT += "\nDone."
@@ -20,8 +20,16 @@ def numbered() -> Any:
     return lambda prefix: f"{prefix}{next(numbers)}"
 
 
+def items_of(router: OutputRouter, text: str, *, incomplete: bool = False) -> list[dict[str, Any]]:
+    """The output items of a whole completion."""
+    told = ItemEvents(numbered())
+    told.feed(read_whole(router, text))
+    told.finish(incomplete)
+    return told.items
+
+
 def test_whole_items_are_openais() -> None:
-    items = response_items(read_whole(make_router("hermes", "think"), TEXT), numbered())
+    items = items_of(make_router("hermes", "think"), TEXT)
     adapter: Any = TypeAdapter(ResponseOutputItem)
     parsed = [adapter.validate_python(item, strict=True) for item in items]
     assert [item.type for item in parsed] == ["reasoning", "message", "function_call", "function_call", "message"]
@@ -55,18 +63,18 @@ def test_events_are_openais_and_add_up_to_the_items(size: int) -> None:
             grown[event["item_id"]] += event["delta"]
         elif event["type"] == "response.output_item.done":
             done.append(event["item"])
-    assert done == told.items == response_items(read_whole(make_router("hermes", "think"), TEXT), numbered())
+    assert done == told.items == items_of(make_router("hermes", "think"), TEXT)
     texts = [item["arguments"] if item["type"] == "function_call" else item["content"][0]["text"] for item in done]
     assert texts == list(grown.values())
 
 
 @pytest.mark.parametrize(("text", "status"), [("Half", "incomplete"), ('<tool_call>{"name":"clock"', "incomplete")])
 def test_what_was_cut_off_says_so(text: str, status: str) -> None:
-    items = response_items(read_whole(make_router("hermes"), text), numbered(), incomplete=True)
+    items = items_of(make_router("hermes"), text, incomplete=True)
     assert [item["status"] for item in items] == [status]
 
 
 def test_a_call_that_was_cut_off_is_incomplete_by_itself() -> None:
     text = '<tool_call>{"name": "clock", "arguments": {"a'
-    items = response_items(read_whole(make_router("hermes"), text), numbered())
+    items = items_of(make_router("hermes"), text)
     assert [(item["type"], item["status"]) for item in items] == [("function_call", "incomplete")]

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from helpers_client import FakeClient
-from helpers_http import asgi, call, make, post
+from helpers_http import asgi, call, make, post, tokenizer
+from octavo.client.verbs import FailedError
+from octavo.errors import FormError
 from octavo.server.app import create_app
 from octavo.server.options import ServerOptions
 
@@ -66,3 +68,28 @@ def test_a_model_without_a_tokenizer_leaves_forms_to_the_engine() -> None:
     client = FakeClient()
     post(create_app(client, ServerOptions(), None), TEXT, {"prompt": [1], "max_tokens": 1, "guided_regex": "("})
     assert client.calls[0]["params"].structured_outputs.regex == "("
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("failure", [FormError("it has no such token"), FailedError("a mistake of ours")])
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {"messages": HI, "guided_regex": "a"}, "guided_regex"),
+        (TEXT, {"prompt": "Hi", "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        (RESPONSE, {"input": "Hi", "text": {"format": {"type": "json_object"}}}, "text"),
+        ("/v1/messages", {"messages": HI, "max_tokens": 5}, "tools"),
+    ],
+)
+def test_what_the_engine_says_of_a_form_names_its_field(
+    path: str, body: dict[str, Any], field: str, failure: Exception, stream: bool
+) -> None:
+    """A form that only the model's vocabulary has no words for is the sender's to mend; what failed here is not."""
+    app, _ = make(FakeClient(tokenizer(), failure=failure))
+    response = call(app, "POST", path, {**body, "stream": stream})
+    error = response.json()["error"]
+    if isinstance(failure, FailedError):
+        assert (response.status_code, error["message"]) == (500, "a mistake of ours")
+        return
+    assert (response.status_code, error["message"]) == (400, f"{field}: it has no such token")
+    assert error.get("param", field) == field

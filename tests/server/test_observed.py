@@ -131,7 +131,7 @@ def test_an_embedding_is_a_request_too() -> None:
     output = asyncio.run(client.of(CALLER).embed([1, 2], request_id="e", priority=3))
     assert output.embedding == [1.0]
     assert (records[0].finish_reason, records[0].prompt_tokens) == ("stop", 2)
-    assert engine.asked == [{"request_id": "e", "priority": 3}]
+    assert engine.asked == [{"request_id": "e", "lora": None, "priority": 3}]
 
 
 LOADS = (

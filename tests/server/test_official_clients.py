@@ -12,7 +12,7 @@ import pytest
 
 import openai
 from helpers_client import FakeClient
-from helpers_http import live, make, tokenizer
+from helpers_http import live_url, make, tokenizer
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 WEATHER: Any = {
@@ -31,6 +31,7 @@ class Served:
         self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         self.openai_async = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         self.anthropic = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+        self.anthropic_async = anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0)
 
     def says(self, text: str) -> None:
         self.client.script = tokenizer().encode(text, add_special_tokens=False)
@@ -39,7 +40,7 @@ class Served:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     app, client = make(reasoning_parser="think", tool_call_parser="json")
-    with live(app) as url:
+    with live_url(app) as url:
         yield Served(url, client)
 
 
@@ -277,3 +278,59 @@ def test_errors_of_messages(server: Served) -> None:
         server.anthropic.messages.stream(model="tiny", max_tokens=5, messages=HI) as stream,
     ):
         stream.get_final_message()
+
+
+def test_messages_from_an_event_loop(server: Served) -> None:
+    """Several at once, whole and streamed; one that is left, and one that calls."""
+    client, tool = server.anthropic_async, {"name": "weather", "input_schema": {"type": "object"}}
+    ask: Any = {"model": "tiny", "max_tokens": 50, "messages": HI}
+
+    async def streamed() -> Any:
+        async with client.messages.stream(**ask) as stream:
+            texts = [text async for text in stream.text_stream]
+            message = await stream.get_final_message()
+        assert "".join(texts) == message.content[0].text
+        return message
+
+    async def left() -> None:
+        async with client.messages.stream(**ask) as stream:
+            async for _ in stream:
+                return
+
+    async def go() -> None:
+        whole, counted, *messages = await asyncio.gather(
+            client.messages.create(**ask),
+            client.messages.count_tokens(model="tiny", messages=HI),
+            *(streamed() for _ in range(8)),
+        )
+        assert {message.content[0].text for message in [whole, *messages]} == {"Hello there, friend."}
+        assert counted.input_tokens == len(server.client.calls[0]["prompt"])
+        server.client.gap = 0.05
+        try:
+            await left()
+            async with asyncio.timeout(5):
+                while not server.client.ended_early:
+                    await asyncio.sleep(0.01)
+        finally:
+            server.client.gap = 0.0
+        server.says(CALL)
+        async with client.messages.stream(**ask, tools=[tool]) as stream:
+            (use,) = (await stream.get_final_message()).content
+        assert (use.name, use.input) == ("weather", {"city": "Oslo"})
+        with pytest.raises(anthropic.NotFoundError, match="does not exist"):
+            await client.messages.create(**{**ask, "model": "huge"})
+        await client.close()
+
+    asyncio.run(go())
+
+
+def test_a_deadline_is_an_error_that_official_clients_know(server: Served) -> None:
+    server.client.reason = "deadline"
+    try:
+        with pytest.raises(anthropic.APIStatusError, match="has run out") as caught:
+            server.anthropic.messages.create(model="tiny", max_tokens=5, messages=HI)
+    finally:
+        server.client.reason = None
+    assert caught.value.status_code == 504
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["error"]["type"] == "timeout_error"

@@ -93,12 +93,30 @@ def test_the_key_shares_and_comes_first(tmp_path: Path) -> None:
     assert (client.calls[0]["share_key"], client.calls[0]["priority"]) == ("alice", -3)
 
 
+def test_how_far_a_body_may_push_ahead_is_for_the_operator_to_say(tmp_path: Path) -> None:
+    """Who has a key may let others go first; without keys everybody is trusted. Either way there is a range."""
+    keys = tmp_path / "keys"
+    keys.write_text("alice:sk-1\n")
+    with_keys, client = make(api_key_file=keys)
+    headers = {"authorization": "Bearer sk-1"}
+    for priority in (-1, 2**31):
+        refused = call(with_keys, "POST", URL, {**ASK, "priority": priority}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+        assert "accepted with an API key: from 0 to 2147483647" in refused.text
+    assert client.calls == []
+    app, client = make()
+    for priority in (-(2**31) + 1, 2**31 - 1):
+        assert call(app, "POST", URL, {**ASK, "priority": priority}).status_code == 200
+    assert call(app, "POST", URL, {**ASK, "priority": -(2**31)}).status_code == 400
+    assert [one["priority"] for one in client.calls] == [-(2**31) + 1, 2**31 - 1]
+
+
 def test_the_deadline_reaches_the_engine() -> None:
     app, client = make(max_timeout=60.0)
     call(app, "POST", URL, ASK)
     call(app, "POST", URL, {**ASK, "timeout": 7})
     call(app, "POST", URL, ASK, headers={"x-request-timeout": "3"})
-    assert [one["timeout"] for one in client.calls] == [60, 7, 3]
+    assert [one["timeout"] for one in client.calls] == pytest.approx([60, 7, 3], abs=0.5)
 
 
 def test_a_failure_of_our_own_is_counted_and_has_the_callers_id(monkeypatch: pytest.MonkeyPatch) -> None:

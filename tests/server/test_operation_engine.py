@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -93,6 +94,40 @@ def test_nothing_is_lost_and_no_block_leaked(model: Path) -> None:
             text = (await http.get("/metrics")).text
             counted = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(ENDED))
             assert figures.completed <= counted <= figures.completed + figures.left  # some leave before they are asked
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")],
+    ids=["StarCoder2", "Qwen2.5-Coder"],
+)
+def test_a_model_that_fills_in_is_asked_with_its_own_tokens(tmp_path: Path, marks: tuple[str, str, str]) -> None:
+    """What it writes is what it writes after these very tokens, in this order."""
+    model = make_chat_model(tmp_path / "filler", special=marks)
+    tokenizer = load_tokenizer(model)
+    before, after, middle = (tokenizer.token_to_id(mark) for mark in marks)
+    prefix, suffix = "def twice(n):\n    return ", "\n\nprint(twice(4))"
+    parts = [tokenizer.encode(text, add_special_tokens=False) for text in (prefix, suffix)]
+    ids = [*tokenizer.encode(""), before, *parts[0], after, *parts[1], middle]
+
+    async def go() -> None:
+        async with serving(model) as (url, _), httpx.AsyncClient(base_url=url, timeout=30) as http:
+            ask = {"max_tokens": 12, "temperature": 0, "return_token_ids": True}
+            plain = (await http.post("/v1/completions", json={**ask, "prompt": ids})).json()
+            filled = (await http.post("/v1/completions", json={**ask, "prompt": prefix, "suffix": suffix})).json()
+            (choice,) = filled["choices"]
+            assert choice["prompt_token_ids"] == ids
+            assert choice["text"] == plain["choices"][0]["text"] != ""
+            assert filled["usage"]["prompt_tokens"] == len(ids)
+            streamed = await http.post(
+                "/v1/completions", json={**ask, "prompt": prefix, "suffix": suffix, "stream": True}
+            )
+            events = [json.loads(line[6:]) for line in streamed.text.split("\n\n") if line.startswith("data: {")]
+            assert "".join(event["choices"][0]["text"] for event in events) == choice["text"]
+            wrong = await http.post("/v1/completions", json={**ask, "prompt": ids, "suffix": suffix})
+            assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "suffix")
 
     asyncio.run(go())
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from helpers_client import FakeClient
-from helpers_http import asgi, call, events_of, live, make, tokenizer
+from helpers_http import asgi, call, events_of, live_url, make, tokenizer
 from octavo.client.verbs import BusyError, EngineDeadError
 from octavo.server.body import MAX_BRACKETS
 from octavo.server.options import ServerOptions
@@ -68,7 +68,7 @@ def test_a_stream_of_several_prompts_fails_as_a_whole() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_its_request(stream: bool) -> None:
     app, client = make(FakeClient(tokenizer(), gap=0.01))
-    with live(app) as url, httpx.Client(base_url=url) as http:
+    with live_url(app) as url, httpx.Client(base_url=url) as http:
         body = {"prompt": ["ab", "cd"], "max_tokens": 4000, "stream": stream}
         with suppress(httpx.ReadTimeout), http.stream("POST", "/v1/completions", json=body, timeout=0.3) as answer:
             next(answer.iter_lines())
@@ -101,7 +101,7 @@ def test_silence_gets_its_head_and_comments() -> None:
     assert client.hold is not None
     client.hold.set()
     app, _ = make(client, stream_patience=0.05, keep_alive=0.05)
-    with live(app) as url, httpx.stream("POST", url + URL, json={"messages": HI, "stream": True}) as answer:
+    with live_url(app) as url, httpx.stream("POST", url + URL, json={"messages": HI, "stream": True}) as answer:
         lines = answer.iter_lines()
         assert [line for line, _ in zip(lines, range(4), strict=False)] == [": waiting", "", ": waiting", ""]
         client.hold.clear()

@@ -9,6 +9,7 @@ import msgspec
 
 from octavo.anthropic.schema import PromptFields
 from octavo.openai.errors import FieldError
+from octavo.openai.items import string_in, text_part
 
 Message = dict[str, Any]
 
@@ -60,7 +61,7 @@ def template_variables(body: PromptFields) -> dict[str, Any]:
 def _system(system: str | list[dict[str, Any]]) -> str:
     if isinstance(system, str):
         return system
-    return "\n".join(_text(f"system[{i}]", block) for i, block in enumerate(system))
+    return "\n".join(text_part(f"system[{i}]", block, "messages") for i, block in enumerate(system))
 
 
 def _turns(where: str, message: Mapping[str, Any]) -> list[Message]:
@@ -78,7 +79,7 @@ def _turns(where: str, message: Mapping[str, Any]) -> list[Message]:
 def _user(blocks: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Message]:
     """Results of tools are messages of their own, in front of what the user says."""
     results = [_result(where, block) for where, block in blocks if block.get("type") == "tool_result"]
-    texts = [_text(where, block) for where, block in blocks if block.get("type") != "tool_result"]
+    texts = [text_part(where, block, "messages") for where, block in blocks if block.get("type") != "tool_result"]
     return [*results, {"role": "user", "content": "\n".join(texts)}] if texts or not results else results
 
 
@@ -87,7 +88,7 @@ def _result(where: str, block: Mapping[str, Any]) -> Message:
     if not isinstance(name, str):
         raise FieldError(f"{where} has no tool_use_id", "messages")
     if isinstance(content, list):
-        content = "\n".join(_text(f"{where}.content[{i}]", part) for i, part in enumerate(content))
+        content = "\n".join(text_part(f"{where}.content[{i}]", part, "messages") for i, part in enumerate(content))
     if not isinstance(content, str):
         raise FieldError(f"{where}.content must be a text or a list of blocks", "messages")
     return {"role": "tool", "tool_call_id": name, "content": content}
@@ -100,9 +101,9 @@ def _assistant(blocks: Sequence[tuple[str, Mapping[str, Any]]]) -> Message:
         if kind == "tool_use":
             calls.append(_call(where, block))
         elif kind == "thinking":
-            thoughts.append(_string(where, block, "thinking"))
+            thoughts.append(string_in(where, block, "thinking", "messages"))
         elif kind != "redacted_thinking":  # nobody but who wrote it can read that
-            texts.append(_text(where, block))
+            texts.append(text_part(where, block, "messages"))
     message: Message = {"role": "assistant", "content": "\n".join(texts)}
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
@@ -115,22 +116,9 @@ def _call(where: str, block: Mapping[str, Any]) -> dict[str, Any]:
     arguments = block.get("input", {})
     if not isinstance(arguments, Mapping):
         raise FieldError(f"{where}.input must be an object", "messages")
-    function = {"name": _string(where, block, "name"), "arguments": msgspec.json.encode(arguments).decode()}
-    return {"id": _string(where, block, "id"), "type": "function", "function": function}
-
-
-def _text(where: str, block: Any) -> str:
-    kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
-    if kind != "text":
-        raise FieldError(f"{where} is of type {kind!r:.40}; accepted: text (this model reads text only)", "messages")
-    return _string(where, block, "text")
-
-
-def _string(where: str, block: Mapping[str, Any], name: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise FieldError(f"{where} has no {name} that is a text", "messages")
-    return value
+    name, call_id = (string_in(where, block, field, "messages") for field in ("name", "id"))
+    function = {"name": name, "arguments": msgspec.json.encode(arguments).decode()}
+    return {"id": call_id, "type": "function", "function": function}
 
 
 def _tool(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,4 +128,6 @@ def _tool(where: str, tool: Mapping[str, Any]) -> dict[str, Any]:
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
     if isinstance(tool.get("description"), str):
         function["description"] = tool["description"]
+    if tool.get("strict") is not None:
+        function["strict"] = tool["strict"]
     return {"type": "function", "function": function}

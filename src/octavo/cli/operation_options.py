@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ import click
 from octavo.cli.options import ByteSize, Decorator
 
 FILE = click.Path(path_type=Path)
+API_KEY = "OCTAVO_API_KEY"
+"""An environment variable: a key, or several with spaces between them."""
+
 SECONDS = click.FloatRange(0, min_open=True)
 
 _OPTIONS: list[Decorator] = [
     click.option(
         *("--api-key", "api_keys"),
         multiple=True,
-        envvar="OCTAVO_API_KEY",
+        envvar=API_KEY,
         metavar="KEY",
         help="Accepted key; several may be given. Or OCTAVO_API_KEY.",
     ),
@@ -70,7 +74,7 @@ def split_operation_options(options: dict[str, Any]) -> Operating:
     """Remove these options from ``options``, and look at files that they name.
 
     Raises:
-        UsageError: a certificate and its key are wrong, or a file of API keys, or traces cannot be sent.
+        UsageError: a certificate and its key are wrong, or an API key or a file of them, or traces cannot be sent.
     """
     from octavo.server.keys import KeyRing
     from octavo.server.patient_http import patient_http
@@ -82,7 +86,18 @@ def split_operation_options(options: dict[str, Any]) -> Operating:
     tls = {} if certificate is None else {"ssl_certfile": certificate, "ssl_keyfile": key}
     http = patient_http(options.pop("receive_timeout"), options.pop("send_timeout"))
     server = {name: options.pop(name) for name in _OF_THE_SERVER}
+    _check_api_keys(server["api_keys"])
     KeyRing(file=server["api_key_file"])  # read now, so that what is wrong is told before the model is loaded
     if server["otlp_endpoint"] is not None:
         check_export(server["otlp_endpoint"])
     return Operating(server=server, uvicorn={"http": http, **tls}, log_format=options.pop("log_format"))
+
+
+def _check_api_keys(keys: Sequence[str]) -> None:
+    """A key that is empty, by a variable that was not filled, must not open the server to everybody."""
+    from octavo.server.keys import check_key
+
+    for key in keys:
+        check_key(key, "--api-key")
+    if not keys and API_KEY in os.environ:
+        check_key(os.environ[API_KEY].strip(), API_KEY)

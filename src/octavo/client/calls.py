@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from octavo.client.verbs import EngineDeadError
+from octavo.client.verbs import EngineDeadError, FailedError
 from octavo.client.wire import Answer
 from octavo.errors import RequestError
 
@@ -18,7 +18,11 @@ class Calls:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
     async def answer(self, key: int) -> Any:
-        """What the call of this key gives. Raises ``RequestError`` if it is refused, or what `fail` says."""
+        """What the call of this key gives.
+
+        Raises:
+            RequestError: it was refused. FailedError: the engine failed at it. EngineDeadError: as `fail` says.
+        """
         future = self._waiting[key] = asyncio.get_running_loop().create_future()
         try:
             return await future
@@ -31,7 +35,7 @@ class Calls:
             if future is None or future.done():
                 continue
             if answer.error is not None:
-                future.set_exception(RequestError(answer.error))
+                future.set_exception(FailedError(answer.error) if answer.failed else RequestError(answer.error))
             else:
                 future.set_result(answer.value)
 

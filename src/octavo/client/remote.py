@@ -145,6 +145,7 @@ class RemoteEngine:
         *,
         request_id: str,
         priority: int = 0,
+        lora: str | None = None,
         share_key: str = "",
         timeout: float | None = None,
     ) -> RequestOutput:
@@ -156,6 +157,7 @@ class RemoteEngine:
                 prompt=prompt if isinstance(prompt, str) else list(prompt),
                 params=PoolingParams(),
                 priority=priority,
+                lora=lora,
                 share_key=share_key,
                 deadline=_deadline(timeout),
                 embed=True,

@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Sequence
 
 from octavo.client.stream import Stream
-from octavo.client.verbs import BusyError, EngineDeadError
+from octavo.client.verbs import BusyError, EngineDeadError, FailedError
 from octavo.client.wire import News, Refused
-from octavo.errors import OctavoError, RequestError
+from octavo.errors import FormError, OctavoError, RequestError
 
 
 class Streams:
@@ -78,4 +78,5 @@ class Streams:
 def _as_error(refused: Refused) -> OctavoError:
     if refused.retry_after is not None:
         return BusyError(refused.message, refused.retry_after)
-    return RequestError(refused.message)
+    kinds = {"request": RequestError, "form": FormError, "failure": FailedError}
+    return kinds[refused.kind](refused.message)

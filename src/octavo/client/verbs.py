@@ -20,6 +20,10 @@ class EngineDeadError(OctavoError):
     """The engine's process is gone, or its loop has failed for good; the message says why."""
 
 
+class FailedError(OctavoError):
+    """The engine failed at a request or a call that was fine; it goes on with others."""
+
+
 class BusyError(OctavoError):
     """The request was not queued, because the queue is full or the server is ending.
 
@@ -120,7 +124,8 @@ class EngineClient(Protocol):
             timeout: seconds from now after which it ends with finish reason "abort" and stop reason "deadline".
 
         Raises:
-            RequestError: it can never be served. BusyError: the queue is full. EngineDeadError: there is no engine.
+            RequestError: it can never be served (`FormError`: because of its form). BusyError: the queue is full.
+            FailedError: the engine failed at it before it began. EngineDeadError: there is no engine.
         """
         ...
 
@@ -130,6 +135,7 @@ class EngineClient(Protocol):
         *,
         request_id: str,
         priority: int = 0,
+        lora: str | None = None,
         share_key: str = "",
         timeout: float | None = None,
     ) -> RequestOutput:
@@ -151,7 +157,7 @@ class EngineClient(Protocol):
         ...
 
     async def add_lora(self, name: str, path: str) -> AdapterInfo:
-        """Load an adapter. RequestError: it does not suit, or there are too many."""
+        """Load an adapter, beside the steps. RequestError: it does not suit, or there are too many."""
         ...
 
     async def remove_lora(self, name: str) -> None:

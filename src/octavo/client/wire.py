@@ -6,7 +6,7 @@ known by a ``key``, a number that the client gives out and never uses twice.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -130,19 +130,26 @@ class End(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True):
-    """The request was not taken. ``retry_after``: because there are too many; seconds. None: it never can be."""
+    """The request was not taken.
+
+    Attributes:
+        retry_after: because there are too many; seconds. None: it never can be.
+        kind: what is to blame: the "request"; its "form", which cannot be used with this model; or a "failure" here.
+    """
 
     key: int
     message: str
     retry_after: float | None = None
+    kind: Literal["request", "form", "failure"] = "request"
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """What a `Call` gave, or why it was refused."""
+    """What a `Call` gave, or why it was refused, or that it has ``failed`` though nothing was wrong with it."""
 
     key: int
     value: Any = None
     error: str | None = None
+    failed: bool = False
 
 
 class News(msgspec.Struct, tag=True, omit_defaults=True):

@@ -49,7 +49,12 @@ class AdapterPlaces:
 
     def has_room(self, adapter: Adapter) -> bool:
         """Whether `take` would find a place."""
-        return adapter.id in self._place_of or bool(self._free or self._idle)
+        return adapter.id in self._place_of or self.has_idle
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether there is a place that nobody holds."""
+        return bool(self._free or self._idle)
 
     def take(self, adapter: Adapter) -> tuple[int, bool]:
         """Hold an adapter's place: its number, and whether the adapter must be copied there first."""

@@ -33,11 +33,9 @@ class FairQueue:
         self._turns = itertools.count()  # of equal counters, the one that has waited longest for its turn is first
         self._counters: dict[str, int] = {}
         self._floor = 0  # the counter of the last one who had a turn: no one who waits has less
-        self._count = 0
-        self.num_tokens = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._queues.values()))
 
     def __iter__(self) -> Iterator[Request]:
         """Those that wait, in no particular order."""
@@ -49,8 +47,6 @@ class FairQueue:
         if not self._queues.get(key):
             self._begin(key)
         self._queues[key].push(request)
-        self._count += 1
-        self.num_tokens += request.num_queued_tokens
 
     def _begin(self, key: str) -> None:
         """A key has nothing waiting and is about to: it starts where the others are."""
@@ -84,18 +80,11 @@ class FairQueue:
         assert self.first() is not None
         self._floor, _, key = self._heap[0]
         heapq.heapreplace(self._heap, (self._floor, next(self._turns), key))
-        request = self._queues[key].pop()
-        self._leave(request)
-        return request
-
-    def _leave(self, request: Request) -> None:
-        self._count -= 1
-        self.num_tokens -= request.num_queued_tokens
+        return self._queues[key].pop()
 
     def discard(self, request: Request) -> None:
         """Note that a request in the queue has just been finished."""
         self._queues[request.share_key].discard(request)
-        self._leave(request)
 
     def charge(self, request: Request, count: int) -> None:
         """Note that ``count`` more tokens of a request, up to its ``num_computed``, will be computed.

@@ -29,17 +29,12 @@ class WaitingQueue:
     """Waiting requests in a policy's order: O(log n) to add, O(1) to see the first.
 
     A request that stops waiting is not searched for: it is skipped when it comes to the front.
-
-    Attributes:
-        num_tokens: tokens that those who wait had when they were added. What is cached of them is not known before
-            they are admitted.
     """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._heap: list[tuple[tuple[float, ...], Request]] = []
         self._count = 0
-        self.num_tokens = 0
 
     def __len__(self) -> int:
         return self._count
@@ -51,8 +46,6 @@ class WaitingQueue:
     def push(self, request: Request) -> None:
         """Add a request, whose status is WAITING. The sequence number makes each key unique."""
         heapq.heappush(self._heap, (self._policy(request), request))
-        request.num_queued_tokens = len(request.tokens)
-        self.num_tokens += request.num_queued_tokens
         self._count += 1
 
     def first(self) -> Request | None:
@@ -65,15 +58,11 @@ class WaitingQueue:
         request = self.first()
         assert request is not None
         heapq.heappop(self._heap)
-        self._leave(request)
+        self._count -= 1
         return request
 
     def charge(self, request: Request, count: int) -> None:
         """Note that ``count`` more tokens of a request will be computed: no matter here, where keys have no shares."""
-
-    def _leave(self, request: Request) -> None:
-        self._count -= 1
-        self.num_tokens -= request.num_queued_tokens
 
     def discard(self, request: Request) -> None:
         """Note that a request in the queue has just been finished; it is dropped when it comes to the front.
@@ -81,7 +70,7 @@ class WaitingQueue:
         Once most of the heap is such requests they are swept out, so that a stuck front does not make it grow
         for ever.
         """
-        self._leave(request)
+        self._count -= 1
         if len(self._heap) > 2 * self._count + 16:
             self._heap = [entry for entry in self._heap if entry[1].status is Status.WAITING]
             heapq.heapify(self._heap)

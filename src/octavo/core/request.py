@@ -50,6 +50,7 @@ class Request:
         share_key: whose it is, for fair shares.
         num_charged: tokens that its key was charged for; what is computed again is the engine's own expense.
         num_queued_tokens: tokens that it had when it last began to wait.
+        set_aside_at: when it was first set aside while it waits this time (`octavo.core.waiting`); None: it was not.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Request:
     share_key: str = ""
     num_charged: int = 0
     num_queued_tokens: int = 0
+    set_aside_at: float | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     def __post_init__(self) -> None:

@@ -43,7 +43,12 @@ from octavo.core.plan import (
 )
 from octavo.core.policy import POLICIES, WaitingQueue
 from octavo.core.request import Request, Status
+from octavo.core.waiting import Waiting
 from octavo.errors import RequestError, UsageError
+
+ADAPTER_PATIENCE = 5.0
+"""Seconds that a request may be set aside, because its adapter finds no place, before those that came later and whose
+adapters have one are set aside as well, so that one of these places becomes free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +110,8 @@ class Scheduler:
         # A little room is kept for the requests that run, so that they do not preempt what was just admitted.
         self._headroom = pool.num_blocks // 100
 
-    def _new_queue(self) -> WaitingQueue | FairQueue:
-        return FairQueue() if self._is_fair else WaitingQueue(self.policy)
+    def _new_queue(self) -> Waiting:
+        return Waiting(FairQueue() if self._is_fair else WaitingQueue(self.policy))
 
     # ---------------------------------------------------------------- requests
 
@@ -226,7 +231,12 @@ class Scheduler:
         draft.events.append(Preempted(victim.id, reason))
 
     def _admit_waiting(self, draft: Draft, now: float) -> None:
+        if self.batch.adapters.has_idle:
+            self.waiting.bring_back()
         while (request := self.waiting.first()) is not None:
+            if lack := self._why_no_adapter(request, now):
+                self._set_aside(request, lack, draft, now)
+                continue
             cached: list[int] = []
             reason = self._why_no_row(request, draft)
             if not reason:
@@ -245,8 +255,6 @@ class Scheduler:
             return f"the step's {self.max_num_batched_tokens} tokens are spent"
         if not self.in_flight.free_slots:
             return f"all {self.max_num_seqs} rows of the batch are taken"
-        if request.adapter is not None and not self.batch.adapters.has_room(request.adapter):
-            return f"needs adapter {request.adapter.name!r}, all {self.batch.adapters.count} slots are in use"
         return "its last token is still on its way" if request.num_pending else ""
 
     def _why_no_blocks(self, request: Request, cached: list[int], draft: Draft) -> str:
@@ -255,6 +263,28 @@ class Scheduler:
         kept = draft.promised + (self._headroom if self.running else 0)
         free = max(0, self.pool.num_free - self.pool.num_free_among(cached) - kept)
         return f"needs {need} blocks, {free} free" if need > free else ""
+
+    def _why_no_adapter(self, request: Request, now: float) -> str:
+        """Why the head of the queue cannot have its adapter, so that others may pass it; or an empty string.
+
+        Those whose adapter has a place could pass for ever, if they keep coming. So after a while they no longer do.
+        """
+        if request.adapter is None:
+            return ""
+        if not self.batch.adapters.has_room(request.adapter):
+            return f"needs adapter {request.adapter.name!r}, all {self.batch.adapters.count} slots are in use"
+        first = self.waiting.longest_aside
+        if first is None or self.policy(request) < self.policy(first):
+            return ""
+        assert first.set_aside_at is not None
+        impatient = now - first.set_aside_at > ADAPTER_PATIENCE
+        return f"lets {first.id} go first, which waits for its adapter" if impatient else ""
+
+    def _set_aside(self, request: Request, reason: str, draft: Draft, now: float) -> None:
+        draft.events.append(Waits(request.id, reason))
+        self.waiting.set_aside(now)
+        if request.metrics.first_scheduled_time is None:
+            request.metrics.waited_for = reason
 
     def _note_wait(self, head: Request, reason: str, draft: Draft) -> None:
         draft.events.append(Waits(head.id, reason))

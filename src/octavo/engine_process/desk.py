@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from octavo.client.wire import Begun, End, News, Piece, Scored
+from octavo.client.wire import Begun, End, News, Piece, Refused, Scored
 from octavo.cursor import Cursor
 from octavo.engine_process.meter import Meter
-from octavo.outputs import RequestOutput
+from octavo.outputs import CompletionOutput, RequestOutput
 
 
 @dataclass(slots=True)
@@ -21,12 +21,12 @@ class Followed:
     key: int
     output: RequestOutput
     make_piece: Callable[..., Piece] = field(init=False)
-    cursors: list[Cursor] = field(init=False)
+    completions: list[tuple[CompletionOutput, Cursor]] = field(init=False)
     scores_told: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.make_piece = partial(Piece, self.key)
-        self.cursors = [Cursor() for _ in self.output.outputs]
+        self.completions = [(completion, Cursor()) for completion in self.output.outputs]
         self.scores_told = self.output.prompt_logprobs is None
 
 
@@ -63,7 +63,10 @@ class Desk:
         """Note what is new in ``outputs``; those that nobody follows are passed over."""
         for output in outputs:
             followed = self._followed.get(output.request_id)
-            if followed is not None:
+            if followed is not None and output.refused is not None:
+                self._forget(followed)
+                self.news.refused.append(Refused(followed.key, output.refused, kind="form"))
+            elif followed is not None:
                 self._tell(followed)
 
     def tell_failure(self, reason: str) -> None:
@@ -75,17 +78,16 @@ class Desk:
             self._tell(followed)
 
     def _tell(self, followed: Followed) -> None:
-        output = followed.output
         if not followed.scores_told:
             self._tell_scores(followed)
-        for completion, cursor in zip(output.outputs, followed.cursors, strict=True):
+        for completion, cursor in followed.completions:
             piece = cursor.advance(completion, followed.make_piece)
             if piece is not None:
                 self.news.pieces.append(piece)
                 self._meter.generated_tokens += len(piece.token_ids)
                 if piece.finish_reason is not None:
                     self._meter.finished[piece.finish_reason] += 1
-        if output.finished:
+        if followed.output.finished:
             self._end(followed)
 
     def _tell_scores(self, followed: Followed) -> None:
@@ -100,5 +102,8 @@ class Desk:
         vector = output.embedding
         data = None if vector is None else np.asarray(vector, np.float32).tobytes()
         self.news.ends.append(End(followed.key, output.metrics, data))
-        del self._followed[output.request_id]
+        self._forget(followed)
+
+    def _forget(self, followed: Followed) -> None:
+        del self._followed[followed.output.request_id]
         del self._ids[followed.key]

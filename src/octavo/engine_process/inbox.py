@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from octavo.client.wire import Abort, Call, Generate, Hello, Refused, Stop, decode_to_engine, key_of
+from octavo.engine_process.adapter_reader import AdapterRead
 from octavo.errors import RequestError
 
 
@@ -22,7 +23,7 @@ class Arrived(msgspec.Struct, frozen=True):
     was_text: bool
 
 
-Item = Arrived | Abort | Call | Stop | Refused
+Item = Arrived | Abort | Call | Stop | Refused | AdapterRead
 
 
 class Inbox:
@@ -51,6 +52,10 @@ class Inbox:
         self._tokenize = tokenize
         self._thread = threading.Thread(target=self._read, name="octavo-inbox", daemon=True)
         self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Have something taken that comes from within this process. Any thread may call it."""
+        self._items.put(item)
 
     def take(self, *, wait: bool) -> list[Item]:
         """All that has come since the last call, in order; ``wait`` until there is something."""
@@ -91,5 +96,6 @@ class Inbox:
         except RequestError as error:
             return Refused(message.key, str(error))
         except BaseException as error:  # a tokenizer's own panic is no Exception; this thread must outlive it
-            return Refused(message.key, f"the prompt cannot be tokenized: {type(error).__name__}: {error}")
+            why = f"the prompt cannot be tokenized: {type(error).__name__}: {error}"
+            return Refused(message.key, why, kind="failure")
         return Arrived(message, token_ids, isinstance(message.prompt, str))

@@ -6,17 +6,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from octavo.client.verbs import BusyError
 from octavo.client.wire import Abort, Answer, Call, News, Refused, Stop
 from octavo.engine import Engine
+from octavo.engine_process.adapter_reader import AdapterRead
 from octavo.engine_process.deadlines import Deadlines
 from octavo.engine_process.desk import Desk
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.meter import Meter
-from octavo.engine_process.verbs import Verbs
+from octavo.engine_process.verbs import LATER, Verbs
 from octavo.errors import OctavoError, RequestError
 
 MAX_FAILURES = 3
@@ -42,22 +44,28 @@ class EngineLoop:
         self._door = door
         self._meter = meter
         self._desk = Desk(meter)
-        self._verbs = Verbs(engine)
+        self._verbs = Verbs(engine, inbox.put)
         self._deadlines = Deadlines(lives=lambda key: self._desk.id_of(key) is not None)
         self._failures = 0
         self._stopped = False
 
     def run(self) -> None:
         """Raises ``EngineFailedError`` when steps fail again and again, or the device is lost."""
-        while not self._stopped:
-            idle = not self._engine.has_unfinished_requests()
-            for item in self._inbox.take(wait=idle):
-                self._handle(item)
-            self._end_overdue()
-            self._flush()  # a refusal need not wait for the step
-            if self._engine.has_unfinished_requests():
-                self._step()
-            self._flush()
+        try:
+            while not self._stopped:
+                self._turn()
+        finally:
+            self._verbs.stop()
+
+    def _turn(self) -> None:
+        idle = not self._engine.has_unfinished_requests()
+        for item in self._inbox.take(wait=idle):
+            self._handle(item)
+        self._end_overdue()
+        self._flush()  # a refusal need not wait for the step
+        if self._engine.has_unfinished_requests():
+            self._step()
+        self._flush()
 
     # ---------------------------------------------------------------- what comes in
 
@@ -68,7 +76,9 @@ class EngineLoop:
             case Abort():
                 self._abort(item.key)
             case Call():
-                self._desk.news.answers.append(self._answer(item))
+                self._answer(item.key, item.verb, partial(self._verbs.call, item))
+            case AdapterRead():
+                self._answer(item.key, "add_lora", partial(self._verbs.keep_lora, item))
             case Refused():
                 self._desk.news.refused.append(item)
             case Stop():
@@ -85,7 +95,8 @@ class EngineLoop:
             self._desk.news.refused.append(Refused(message.key, str(error)))
         except Exception as error:  # one request that nobody has thought of must not end all others
             traceback.print_exception(error, file=sys.stderr)
-            self._desk.news.refused.append(Refused(message.key, f"the engine cannot take it: {last_line(error)}"))
+            why = f"the engine cannot take it: {last_line(error)}"
+            self._desk.news.refused.append(Refused(message.key, why, kind="failure"))
         else:
             self._desk.follow(message.key, output, tell_prompt=arrived.was_text)
             if message.deadline is not None:
@@ -110,16 +121,11 @@ class EngineLoop:
         if output is not None:
             self._desk.tell([output])
 
-    def _answer(self, call: Call) -> Answer:
-        try:
-            return Answer(call.key, self._verbs.call(call.verb, call.arguments))
-        except OctavoError as error:
-            return Answer(call.key, error=str(error))
-        except AssertionError as error:
-            return Answer(call.key, error=f"the check failed: {error}")
-        except Exception as error:  # an adapter that does not fit into memory must not end the engine
-            traceback.print_exception(error, file=sys.stderr)
-            return Answer(call.key, error=f"{call.verb} failed: {last_line(error)}")
+    def _answer(self, key: int, verb: str, work: Callable[[], Any]) -> None:
+        """Answer a call with what ``work`` returns, unless that comes later."""
+        answer = _outcome(key, verb, work)
+        if answer.value is not LATER:
+            self._desk.news.answers.append(answer)
 
     def _end_overdue(self) -> None:
         for key in self._deadlines.overdue(time.monotonic()):
@@ -151,6 +157,18 @@ class EngineLoop:
             news = self._desk.take()
             news.load = self._meter.snapshot()
             self._send(news)
+
+
+def _outcome(key: int, verb: str, work: Callable[[], Any]) -> Answer:
+    try:
+        return Answer(key, work())
+    except OctavoError as error:
+        return Answer(key, error=str(error))
+    except AssertionError as error:
+        return Answer(key, error=f"the check failed: {error}", failed=True)
+    except Exception as error:  # an adapter that does not fit into memory must not end the engine
+        traceback.print_exception(error, file=sys.stderr)
+        return Answer(key, error=f"{verb} failed: {last_line(error)}", failed=True)
 
 
 def last_line(error: BaseException) -> str:

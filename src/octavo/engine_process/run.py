@@ -42,7 +42,7 @@ def run(start: Start, folder: str) -> None:
         Inbox(_bound(context, zmq.PULL, folder, "requests")) as inbox,
     ):
         config = locate(start.config)
-        engine = build_engine(config, sys.stderr.isatty(), lambda phase: outbox.send(Loading(phase)))
+        engine = build_engine(config, sys.stderr.isatty(), lambda phase: outbox.send(Loading(phase)), serving=True)
         try:
             inbox.start(engine.encode)
             _serve(engine, inbox, outbox, describe(engine, start.config, config), start.limits)

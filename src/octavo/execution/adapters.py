@@ -7,6 +7,7 @@ there before the step runs; steps that were planned earlier have read what was t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.core.plan import AdapterLoad
@@ -15,6 +16,14 @@ from octavo.layers.linear import AdaptedLinear
 from octavo.models.adapters import AdapterLayers, AdapterPlacer
 from octavo.models.decoder import DecoderModel
 from octavo.weights.peft import read_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """An adapter in host memory; ``rank`` is the largest of its layers' ranks."""
+
+    layers: AdapterLayers
+    rank: int
 
 
 class AdapterStore:
@@ -26,8 +35,8 @@ class AdapterStore:
         self._layers = [module for module in model.modules() if isinstance(module, AdaptedLinear)]
         self._loaded: dict[int, AdapterLayers] = {}
 
-    def add(self, adapter_id: int, path: Path) -> int:
-        """Read an adapter into host memory; its rank.
+    def read(self, path: Path) -> HostAdapter:
+        """Read an adapter from disk. Takes its time, changes nothing, and may be called beside steps.
 
         Raises:
             ModelError: it is damaged, or does not suit the model.
@@ -35,13 +44,16 @@ class AdapterStore:
         adapter = read_adapter(path)
         wants = None if adapter.config.targets is None else adapter.config.wants
         try:
-            self._loaded[adapter_id] = AdapterPlacer(self._model).place(adapter.modules, wants)
+            return HostAdapter(AdapterPlacer(self._model).place(adapter.modules, wants), adapter.rank)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         except (RuntimeError, MemoryError) as error:  # torch's, where the host has no more memory, or none to pin
             why = next(iter(str(error).splitlines()), "no memory is left")
             raise ModelError(f"{path} does not fit into the host's memory: {why:.200}") from None
-        return adapter.rank
+
+    def keep(self, adapter_id: int, adapter: HostAdapter) -> None:
+        """Have an adapter at hand for steps to come. Between two steps."""
+        self._loaded[adapter_id] = adapter.layers
 
     def remove(self, adapter_id: int) -> None:
         """Forget an adapter that no step to come uses."""

@@ -82,10 +82,10 @@ def build_runner(
     on_phase("weights_loaded")
     if device.type == "cuda":
         return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
-    weights = param_bytes(model) + lora_bytes(model)
     pages = residence(weight_tensors(model))
     free = max(free_memory() - pages.of_files, 0)
-    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=weights, free=free)
+    sizes = {"weights": param_bytes(model), "adapters": lora_bytes(model), "free": free}
+    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
     ledger = replace(ledger, huge_pages=pages.share if pages.resident else None)
     runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")

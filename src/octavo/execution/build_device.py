@@ -52,8 +52,8 @@ def build_device_runner(
     on_phase("memory_measured")
     free, total = torch.cuda.mem_get_info(device)
     budget = int(total * config.gpu_memory_utilization) - (total - free) - workspace
-    weights = param_bytes(model) + lora_bytes(model)
-    sizes = {"weights": weights, "free": free, "workspace": workspace, "budget": budget}
+    held = {"weights": param_bytes(model), "adapters": lora_bytes(model)}
+    sizes = {**held, "free": free, "workspace": workspace, "budget": budget}
     ledger = draw_up(model.config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
     try:
         runner = assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)

@@ -31,6 +31,7 @@ class Ledger:
     Attributes:
         free: bytes that were free when the ledger was drawn up, with the weights loaded.
         weights: parameters as they lie in memory.
+        adapters: the room for LoRA adapters on the device.
         kv_cache: all blocks together.
         workspace: an estimate of what a step allocates.
         num_blocks, block_size: of the KV cache.
@@ -45,6 +46,7 @@ class Ledger:
     num_blocks: int
     block_size: int
     max_model_len: int
+    adapters: int = 0
     huge_pages: float | None = None
 
     @property
@@ -54,9 +56,10 @@ class Ledger:
     def describe(self) -> str:
         """One line for people."""
         pages = "" if self.huge_pages is None else f" ({self.huge_pages:.0%} in huge pages)"
+        adapters = f"LoRA adapters {size_text(self.adapters)}, " if self.adapters else ""
+        blocks = f"{self.num_blocks} blocks of {self.block_size}, {self.kv_tokens} tokens"
         return (
-            f"weights {size_text(self.weights)}{pages}, KV cache {size_text(self.kv_cache)} "
-            f"({self.num_blocks} blocks of {self.block_size}, {self.kv_tokens} tokens), "
+            f"weights {size_text(self.weights)}{pages}, {adapters}KV cache {size_text(self.kv_cache)} ({blocks}), "
             f"workspace about {size_text(self.workspace)}; longest sequence {self.max_model_len} tokens"
         )
 
@@ -116,6 +119,7 @@ def draw_up(
     kv_dtype: str,
     weights: int,
     free: int,
+    adapters: int = 0,
     workspace: int | None = None,
     budget: int | None = None,
 ) -> Ledger:
@@ -126,7 +130,7 @@ def draw_up(
 
     Args:
         dtype, kv_dtype: of the model and of the cache.
-        weights, free: bytes that the weights take, and that are free beside them.
+        weights, adapters, free: bytes that the weights and the room for adapters take, and that are free beside them.
         workspace: bytes that a step takes, if that was measured; None: an estimate.
         budget: bytes for the cache; None: what `kv_budget` says.
 
@@ -160,6 +164,7 @@ def draw_up(
         num_blocks,
         engine.block_size,
         min(length, fitting),
+        adapters,
     )
 
 

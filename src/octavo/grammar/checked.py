@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from octavo.errors import RequestError
+from octavo.errors import FormError
 from octavo.structured_outputs import StructuredOutputs
 from octavo.text.limited_process import DiedError, shared_process
 
@@ -31,7 +31,7 @@ def checked_grammar(form: StructuredOutputs, specials: Sequence[str] = ()) -> st
     ``specials`` are the model's special tokens, which a grammar may name: ``<|im_end|>``.
 
     Raises:
-        RequestError: it is malformed, matches nothing, or takes too much time, memory or stack to compile.
+        FormError: it is malformed, matches nothing, or takes too much time, memory or stack to compile.
     """
     question = {
         "kind": form.kind,
@@ -44,7 +44,7 @@ def checked_grammar(form: StructuredOutputs, specials: Sequence[str] = ()) -> st
     except DiedError as error:
         answer = {"error": _cause_of_death(error.status)}
     if "error" in answer:
-        raise RequestError(f"the {form.kind} of structured_outputs cannot be used: {answer['error']}")
+        raise FormError(f"the {form.kind} of structured_outputs cannot be used: {answer['error']}")
     return answer["grammar"]
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from llguidance import LLMatcher
 
-from octavo.errors import RequestError
+from octavo.errors import FormError
 from octavo.grammar.checked import checked_grammar
 from octavo.grammar.source import explain, parser_limits
 from octavo.grammar.vocabulary import Vocabulary
@@ -44,7 +44,7 @@ class Compiler:
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
 
     def compile(self, form: StructuredOutputs) -> Future[LLMatcher]:
-        """A matcher at the grammar's beginning, to copy, once it is compiled; or a ``RequestError``."""
+        """A matcher at the grammar's beginning, to copy, once it is compiled; or a ``FormError``."""
         known = self._known.get(form.key)
         if known is None or not known.is_good:
             known = self._known[form.key] = _Known(self._pool.submit(self._compile, form))
@@ -61,11 +61,11 @@ class Compiler:
     def _compile(self, form: StructuredOutputs) -> LLMatcher:
         try:
             return self._matcher(form)
-        except RequestError:
+        except FormError:
             raise
         except BaseException as error:  # a panic of the library is no Exception; it ends this request, not all
             why = f"{type(error).__name__}: {error}"[:300]
-            raise RequestError(f"the {form.kind} of structured_outputs could not be compiled ({why})") from error
+            raise FormError(f"the {form.kind} of structured_outputs could not be compiled ({why})") from error
 
     def _matcher(self, form: StructuredOutputs) -> LLMatcher:
         grammar = checked_grammar(form, self._vocabulary.specials)
@@ -73,7 +73,7 @@ class Compiler:
         if not matcher.is_error():
             matcher.compute_bitmask()  # so that the first request finds the lexer warm
         if matcher.is_error():
-            raise RequestError(
+            raise FormError(
                 f"the {form.kind} of structured_outputs cannot be used with this model: {explain(matcher.get_error())}"
             )
         return matcher

@@ -29,7 +29,7 @@ class FormCheck:
         return _digest(form) in self._good
 
     def check(self, form: StructuredOutputs) -> None:
-        """May take seconds; one thread at a time. Raises ``RequestError`` as `checked_grammar` does."""
+        """May take seconds; one thread at a time. Raises ``FormError`` as `checked_grammar` does."""
         if self.knows(form):
             return
         checked_grammar(form, self._specials)

@@ -11,7 +11,7 @@ import numpy as np
 from llguidance import LLMatcher
 
 from octavo.core.plan import Event, Finished, Sampled, StepPlan, TokenMasks
-from octavo.errors import RequestError
+from octavo.errors import FormError
 from octavo.grammar.compiler import Compiler
 from octavo.grammar.matcher import MaskMaker, Matcher
 from octavo.grammar.vocabulary import Vocabulary
@@ -22,7 +22,8 @@ COMPILING = "compiling its grammar"
 
 
 class Ending(NamedTuple):
-    """A request that its grammar ends: "stop", or "error" with what went wrong."""
+    """A request that its grammar ends: "stop", or "error" with what went wrong, or "refused": it could not begin, for
+    its form cannot be used with this model."""
 
     request_id: str
     reason: str
@@ -86,8 +87,8 @@ class Grammars:
         for name, entry in compiled.items():
             try:
                 self._matchers[name] = Matcher(entry.form, entry.compiled.result(), entry.ends)
-            except RequestError as error:
-                endings.append(Ending(name, "error", str(error)))
+            except FormError as error:
+                endings.append(Ending(name, "refused", str(error)))
         return endings + self._update([name for name in compiled if name in self._matchers])
 
     def _made_tools(self) -> _Tools:
@@ -95,6 +96,14 @@ class Grammars:
             assert self._tokenizer is not None, "a request with a form needs a tokenizer"
             self._tools = _Tools(Vocabulary(self._tokenizer, self._vocab_size))
         return self._tools
+
+    def warm_up(self) -> None:
+        """Begin to make what the first form would wait for, and with it all other requests: the library keeps the
+        interpreter to itself for parts of a second while it sorts a vocabulary, and the process that tries forms takes
+        a core while it starts.
+        """
+        if self._tokenizer is not None:
+            self._made_tools().compiler.compile(StructuredOutputs(json_object=True))
 
     def wait(self, seconds: float) -> None:
         """Until a grammar is compiled, but no longer than ``seconds``."""

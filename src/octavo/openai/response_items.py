@@ -99,13 +99,3 @@ class ItemEvents:
     def _current(self) -> dict[str, Any]:
         assert self._item is not None
         return self._item
-
-
-def response_items(
-    pieces: Iterable[Piece], new_id: Callable[[str], str], *, incomplete: bool = False
-) -> list[dict[str, Any]]:
-    """The output items of a whole completion."""
-    events = ItemEvents(new_id)
-    events.feed(pieces)
-    events.finish(incomplete)
-    return events.items

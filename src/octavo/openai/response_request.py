@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from octavo.openai.decode import Fields
 from octavo.openai.errors import FieldError
+from octavo.openai.items import string_in, text_part
 from octavo.openai.structured import response_form
 from octavo.sampling_params import SamplingParams
 
@@ -85,7 +86,7 @@ def response_tools(body: ResponsesRequest) -> list[dict[str, Any]] | None:
         if tool.get("type") != "function":
             kind = tool.get("type")
             raise FieldError(f"tools[{i}] is of type {kind!r:.40}; accepted: function", "tools")
-    names = ("name", "description", "parameters")
+    names = ("name", "description", "parameters", "strict")
     tools = [
         {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
         for tool in body.tools or ()
@@ -119,19 +120,21 @@ def _check_reasoning(reasoning: Mapping[str, Any] | None) -> None:
 def _message(where: str, item: Mapping[str, Any]) -> Message:
     kind = item.get("type", "message")
     if kind == "function_call":
-        function = {"name": _string(where, item, "name"), "arguments": _string(where, item, "arguments")}
-        call = {"id": _string(where, item, "call_id"), "type": "function", "function": function}
+        fields = ("name", "arguments", "call_id")
+        name, arguments, call_id = (string_in(where, item, field, "input") for field in fields)
+        call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     if kind == "function_call_output":
         content = _content(f"{where}.output", item.get("output"))
-        return {"role": "tool", "tool_call_id": _string(where, item, "call_id"), "content": content}
+        return {"role": "tool", "tool_call_id": string_in(where, item, "call_id", "input"), "content": content}
     if kind == "reasoning":
         thoughts = item.get("content") or item.get("summary") or []
         return {"role": "assistant", "content": "", "reasoning_content": _content(f"{where}.content", thoughts)}
     if kind != "message":
         accepted = "message, function_call, function_call_output, reasoning"
         raise FieldError(f"{where} is of type {kind!r:.60}; accepted: {accepted}", "input")
-    return {"role": _string(where, item, "role"), "content": _content(f"{where}.content", item.get("content"))}
+    role, content = string_in(where, item, "role", "input"), _content(f"{where}.content", item.get("content"))
+    return {"role": role, "content": content}
 
 
 def _add(messages: list[Message], message: Message) -> None:
@@ -141,8 +144,10 @@ def _add(messages: list[Message], message: Message) -> None:
         messages.append(message)
         return
     calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
-    merged = {**last, **message, "content": last["content"] or message["content"]}
-    messages[-1] = {**merged, "tool_calls": calls} if calls else merged
+    thoughts = [m["reasoning_content"] for m in (last, message) if "reasoning_content" in m]
+    merged = {**last, "content": last["content"] or message["content"]}
+    merged |= {"tool_calls": calls} if calls else {}
+    messages[-1] = merged | ({"reasoning_content": "\n".join(thoughts)} if thoughts else {})
 
 
 def _content(where: str, content: Any) -> str:
@@ -150,18 +155,4 @@ def _content(where: str, content: Any) -> str:
         return content
     if not isinstance(content, Sequence):
         raise FieldError(f"{where} must be a text or a list of parts", "input")
-    return "\n".join(_part(f"{where}[{i}]", part) for i, part in enumerate(content))
-
-
-def _part(where: str, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if kind not in _TEXTS:
-        raise FieldError(f"{where} is of type {kind!r:.40}; accepted: text (this model reads text only)", "input")
-    return _string(where, part, "text")
-
-
-def _string(where: str, item: Mapping[str, Any], name: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise FieldError(f"{where} has no {name} that is a text", "input")
-    return value
+    return "\n".join(text_part(f"{where}[{i}]", part, "input", _TEXTS) for i, part in enumerate(content))

@@ -41,7 +41,10 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SamplingFields(Fields, kw_only=True):
-    """What both bodies have in common. Ranges are checked by ``SamplingParams``, here only types are."""
+    """What both bodies have in common. Ranges are checked by ``SamplingParams``, here only types are.
+
+    ``priority``: smaller comes first; those with an API key may only say 0 or more, which is added to that of the key.
+    """
 
     IGNORED: ClassVar[frozenset[str]] = IGNORED
 

@@ -53,7 +53,10 @@ def _function(i: int, tool: Mapping[str, Any]) -> Function:
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping | bool):
         raise FieldError(f"tools[{i}].function.parameters is no JSON schema", "tools")
-    return Function(name, {} if parameters is None else parameters)
+    strict = function.get("strict")
+    if not isinstance(strict, bool | None):
+        raise FieldError(f"tools[{i}].function.strict={strict!r:.40}; accepted: true, false", "tools")
+    return Function(name, {} if parameters is None else parameters, strict is True)
 
 
 def _chosen(choice: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 from starlette.requests import Request
 
@@ -13,6 +14,9 @@ from octavo.server.names import Served
 from octavo.server.run import Ask
 
 MAX_PRIORITY = 2**31 - 1
+"""The largest that a body may say; smaller comes first. The smallest is 0 for those with an API key, else its negative:
+how urgent a key's requests are at most is for the operator to say, who gives keys a priority of their own.
+"""
 
 
 def ask_of(
@@ -40,9 +44,9 @@ def ask_of(
         name,
         known,
         lora=served.lora,
-        priority=caller.priority + _priority(priority or 0),
+        priority=caller.priority + _priority(caller, priority or 0),
         share_key=caller.name,
-        timeout=_timeout(caller, timeout),
+        deadline=deadline_of(request, timeout),
         cache_salt=cache_salt or "",
     )
 
@@ -52,14 +56,20 @@ def ask_of_body(request: Request, prefix: str, served: Served, body: SamplingFie
     return ask_of(request, prefix, served, priority=body.priority, timeout=body.timeout, cache_salt=body.cache_salt)
 
 
-def _priority(priority: int) -> int:
-    if abs(priority) > MAX_PRIORITY:
-        raise FieldError(f"priority={priority}; accepted: from -{MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
+def _priority(caller: Caller, priority: int) -> int:
+    """What the body says. Where there are keys, it may let others go first, but not go before what its key has."""
+    least = 0 if caller.name else -MAX_PRIORITY
+    if not least <= priority <= MAX_PRIORITY:
+        whose = " with an API key" if caller.name else ""
+        raise FieldError(f"priority={priority}; accepted{whose}: from {least} to {MAX_PRIORITY}", "priority")
     return priority
 
 
-def _timeout(caller: Caller, wanted: float | None) -> float | None:
-    """The shorter of what the body asks for and what the caller may have."""
+def deadline_of(request: Request, wanted: float | None = None) -> float | None:
+    """When a request that has just come ends at the latest, in seconds of the monotonic clock: the earlier of what the
+    body asks for (``wanted`` seconds) and what the caller may have. Raises ``FieldError``.
+    """
     if wanted is not None and not wanted > 0:
         raise FieldError(f"timeout={wanted}; accepted: seconds, more than 0", "timeout")
-    return min((t for t in (wanted, caller.timeout) if t is not None), default=None)
+    seconds = [t for t in (wanted, caller_of(request).timeout) if t is not None]
+    return time.monotonic() + min(seconds) if seconds else None

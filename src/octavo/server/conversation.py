@@ -13,8 +13,9 @@ from octavo.server.prompts import check_template, encode, render, truncate
 from octavo.server.state import Server
 from octavo.structured_outputs import StructuredOutputs
 from octavo.text.output.choice import ToolUse
-from octavo.text.output.formats import OutputFormat
+from octavo.text.output.formats import OutputFormat, ToolFormat
 from octavo.text.output.grammar import call_grammar
+from octavo.text.output.lazy_grammar import lazy_call_grammar
 from octavo.text.output.pieces import Content, Piece
 from octavo.text.output.router import OutputRouter, begins_in_reasoning
 from octavo.text.output.special import special_markers, with_markers
@@ -77,10 +78,10 @@ def prepare(server: Server, chat: Conversation, params: SamplingParams) -> Prepa
     prompt = truncate(encode(server, text, chat.add_special_tokens), chat.truncate)
     format = OutputFormat(server.format.reasoning, server.format.tools if chat.use.functions else None)
     if format.reasoning is None and format.tools is None:
-        _check_forced(chat.use)
+        _check_free(chat.use, None)
         return Prepared(prompt, params, Reader)
     in_reasoning = begins_in_reasoning(text, format)
-    params = with_markers(_forced(server, chat.use, params, format, in_reasoning), format, server.need_tokenizer())
+    params = with_markers(_held(server, chat.use, params, format, in_reasoning), format, server.need_tokenizer())
     return Prepared(prompt, params, _readers(chat.use, format, in_reasoning))
 
 
@@ -91,23 +92,30 @@ def _readers(use: ToolUse, format: OutputFormat, in_reasoning: bool) -> Callable
     return reader
 
 
-def _check_forced(use: ToolUse) -> None:
+def _check_free(use: ToolUse, format: ToolFormat | None) -> None:
+    """Raise ``FieldError`` where calls must be what no grammar can say for the model's format of them."""
     if use.required:
         message = "calls cannot be forced: no format of tool calls is known for this model; accepted: auto, none"
         raise FieldError(message, "tool_choice")
+    if use.strict:
+        why = "no format of its calls is known" if format is None else f"its calls ({format.name}) begin with no marker"
+        accepted = "tools without strict" + ("" if format is None else ", or tool_choice required or a function's name")
+        raise FieldError(f"tools: strict is not supported for this model, since {why}; accepted: {accepted}", "tools")
 
 
-def _forced(
+def _held(
     server: Server, use: ToolUse, params: SamplingParams, format: OutputFormat, in_reasoning: bool
 ) -> SamplingParams:
-    """``params`` under which the completion must call, if it must."""
-    if not use.required:
+    """``params`` under which the completion must call, if it must, and calls as strict functions want."""
+    if not (use.required or use.strict):
         return params
     special = special_markers(format, server.need_tokenizer())
-    grammar = call_grammar(format, use, special, in_reasoning=in_reasoning)
+    write = call_grammar if use.required else lazy_call_grammar
+    grammar = write(format, use, special, in_reasoning=in_reasoning)
     if grammar is None:
-        _check_forced(use)
+        _check_free(use, format.tools)
         return params
     if params.structured_outputs is not None:
-        raise RequestError("tool_choice forces a call, which contradicts the form that the answer shall have")
+        what = "tool_choice forces a call" if use.required else "tools: a strict one says the form of calls"
+        raise RequestError(f"{what}, which contradicts the form that the answer shall have")
     return replace(params, structured_outputs=StructuredOutputs(grammar=grammar))

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.anthropic.errors import anthropic_error
-from octavo.client.verbs import BusyError, EngineDeadError
+from octavo.client.verbs import BusyError, EngineDeadError, FailedError
 from octavo.errors import OctavoError, RequestError
 from octavo.openai.errors import INVALID_REQUEST, SERVER_ERROR, ErrorBody, ErrorInfo, refusal
 from octavo.server.caller import REQUEST_ID, caller_of
@@ -27,8 +27,8 @@ GONE = 499
 HIDDEN = "the server failed; its log says why"
 
 
-class GenerationError(OctavoError):
-    """The engine could not finish a request that was fine."""
+class DeadlineError(OctavoError):
+    """A request has taken longer than it may, and there is nothing to answer with."""
 
 
 class ClientGoneError(Exception):
@@ -53,8 +53,10 @@ def trouble_of(error: Exception, fields: tuple[str, ...] = ()) -> Trouble:
         return Trouble(429, _body(str(error), "rate_limit_error", "queue_full"), retry)
     if isinstance(error, EngineDeadError):
         return Trouble(503, _body(str(error), "service_unavailable_error"))
-    if isinstance(error, GenerationError):
+    if isinstance(error, FailedError):
         return Trouble(500, _body(str(error), SERVER_ERROR))
+    if isinstance(error, DeadlineError):
+        return Trouble(504, _body(str(error), "timeout_error", "timeout"))
     if isinstance(error, HTTPException):
         kind = INVALID_REQUEST if error.status_code < 500 else SERVER_ERROR
         return Trouble(error.status_code, _body(str(error.detail), kind), dict(error.headers or {}))

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from starlette.requests import Request
 
-from octavo.errors import RequestError
+from octavo.errors import FormError
 from octavo.grammar.form_check import FormCheck
 from octavo.openai.errors import FieldError
 from octavo.sampling_params import SamplingParams
-from octavo.server.stream import unless_gone
 from octavo.server.text_pool import TextPool
 from octavo.text.tokenizer import Tokenizer
+
+
+@contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """Inside the block, a form that cannot be used is the mistake of a field of the body."""
+    try:
+        yield
+    except FormError as error:
+        raise FieldError(f"{field}: {error}", field) from None
 
 
 class Forms:
@@ -20,18 +31,15 @@ class Forms:
         self._check = None if tokenizer is None else FormCheck(tokenizer, vocab_size)
         self._thread = TextPool(1)
 
-    async def check(self, request: Request, params: SamplingParams, field: str) -> None:
+    async def check(self, request: Request, params: SamplingParams, field: str, deadline: float | None) -> None:
         """Raise ``FieldError`` for a form that cannot be compiled, which ``field`` of the body has asked for.
 
-        Without a tokenizer it is left to the engine to refuse it. ``ClientGoneError``: nobody waits any more.
+        Without a tokenizer it is left to the engine to refuse it. Raises what ``TextPool.run_for`` does, too.
         """
         form = params.structured_outputs
-        if form is None or self._check is None or self._check.knows(form):
-            return
-        try:
-            await unless_gone(request.receive, self._thread.run(self._check.check, form))
-        except RequestError as error:
-            raise FieldError(f"{field}: {error}", field) from None
+        if form is not None and self._check is not None and not self._check.knows(form):
+            with blaming(field):
+                await self._thread.run_for(request.receive, deadline, self._check.check, form)
 
     def close(self) -> None:
         self._thread.close()

@@ -15,6 +15,9 @@ from octavo.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+KEY = "[!-~]{1,512}"
+"""What a key consists of."""
+
 LINE = "name:key [priority=N] [max_requests=N]"
 LOOK_EVERY = 1.0
 """Seconds between two looks at whether the file has changed."""
@@ -27,7 +30,7 @@ class ApiKey:
     Attributes:
         name: stands for the key in logs and metrics, and shares the engine fairly with other names.
         digest: SHA-256 of the key, which itself is not kept.
-        priority: added to that of each request; smaller comes first.
+        priority: added to that of each request, which may be 0 or more where there are keys; smaller comes first.
         max_requests: HTTP requests at once; None: as many as the server takes.
     """
 
@@ -35,6 +38,13 @@ class ApiKey:
     digest: bytes
     priority: int = 0
     max_requests: int | None = None
+
+
+def check_key(key: str, source: str) -> str:
+    """Raise ``UsageError`` for what no header can carry, such as nothing. The message never has the key."""
+    if not re.fullmatch(KEY, key):
+        raise UsageError(f"{source} has a key that is empty or no word; accepted: 1 to 512 visible ASCII characters")
+    return key
 
 
 def make_key(name: str, key: str, priority: int = 0, max_requests: int | None = None) -> ApiKey:
@@ -59,7 +69,7 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
 
 def _parse_line(line: str, place: str) -> ApiKey:
     head, *options = line.split()
-    found = re.fullmatch(r"([\w.@-]{1,64}):([!-~]{1,512})", head)
+    found = re.fullmatch(rf"([\w.@-]{{1,64}}):({KEY})", head)
     if found is None:
         raise UsageError(f"{place}: accepted: {LINE}, the key without spaces")
     given: dict[str, int] = {}

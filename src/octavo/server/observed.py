@@ -67,10 +67,12 @@ class ObservedClient:
         finally:
             self._end(watch)
 
-    async def embed(self, prompt: str | Sequence[int], *, request_id: str, **options: Any) -> RequestOutput:
-        watch = self._watch(request_id, prompt, None, None)
+    async def embed(
+        self, prompt: str | Sequence[int], *, request_id: str, lora: str | None = None, **options: Any
+    ) -> RequestOutput:
+        watch = self._watch(request_id, prompt, None, lora)
         try:
-            output = await self.client.embed(prompt, request_id=request_id, **options)
+            output = await self.client.embed(prompt, request_id=request_id, lora=lora, **options)
             watch.see(output)
             return output
         except Exception as error:

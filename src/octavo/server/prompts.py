@@ -32,6 +32,18 @@ def check_template(server: Server, template: str | None) -> str | None:
     return template
 
 
+LIGHT_TEXT, LIGHT_IDS = 512, 16384
+"""Characters, and token ids, that are read sooner than they are handed to a thread: some tenths of a millisecond."""
+
+
+def are_light(body: CompletionRequest) -> bool:
+    """Whether `completion_prompts` is quick enough for the event loop."""
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    texts = len(body.suffix or "") + sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    ids = sum(len(prompt) if isinstance(prompt, list) else 1 for prompt in prompts)
+    return texts <= LIGHT_TEXT and ids <= LIGHT_IDS
+
+
 def completion_prompts(server: Server, body: CompletionRequest) -> list[list[int]]:
     """The prompts of a completion."""
     special = body.add_special_tokens is not False

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
-from octavo.client.verbs import EngineClient
+from octavo.client.verbs import EngineClient, FailedError
+from octavo.openai.structured import CALLS
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.errors import GenerationError
+from octavo.server.forms import blaming
 from octavo.server.live import Live, Running
 
 News = tuple[int, RequestOutput]
@@ -25,6 +27,7 @@ class Ask:
     Attributes:
         id: of the answer.
         names: by which the sender may abort it.
+        deadline: when it ends at the latest, in seconds of the monotonic clock.
     """
 
     id: str
@@ -32,28 +35,39 @@ class Ask:
     lora: str | None = None
     priority: int = 0
     share_key: str = ""
-    timeout: float | None = None
+    deadline: float | None = None
     cache_salt: str = ""
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that are left now; none are left once it is 0."""
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Prompts of token ids to run together, all sampled the same way."""
+    """Prompts of token ids to run together, all sampled the same way.
+
+    Attributes:
+        form: the field of the body that says the form of completions, to be blamed for one that cannot be used.
+    """
 
     client: EngineClient
     live: Live
     ask: Ask
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
+    form: str = CALLS
 
     async def news(self) -> AsyncGenerator[News, None]:
         """What comes, as it comes. Closing the iterator aborts what still runs.
 
         Raises:
-            GenerationError: the engine failed at one of the prompts. And what ``EngineClient.generate`` raises.
+            FailedError: the engine failed at one of the prompts. FieldError: the form cannot be used. And what
+                ``EngineClient.generate`` raises.
         """
         ids = [self.ask.id if i == 0 else f"{self.ask.id}-{i}" for i in range(len(self.prompts))]
-        with self.live.entered(self.ask.names, Running(self.ask.share_key, ids)):
+        with self.live.entered(self.ask.names, Running(self.ask.share_key, ids)), blaming(self.form):
             async with aclosing(self._joined(ids)) as joined:
                 async for i, output in joined:
                     check_finish(output)
@@ -86,10 +100,10 @@ class Run:
 
 
 def check_finish(output: RequestOutput) -> None:
-    """Raise `GenerationError` if a completion ended by an error."""
+    """Raise ``FailedError`` if a completion ended by an error."""
     for completion in output.outputs:
         if completion.finish_reason == "error":
-            raise GenerationError(f"the model failed: {completion.stop_reason}")
+            raise FailedError(f"the model failed: {completion.stop_reason}")
 
 
 async def _numbered(stream: AsyncIterator[RequestOutput]) -> AsyncGenerator[News, None]:
@@ -148,9 +162,9 @@ class _Gathered:
             self._add(self._completions.setdefault(piece.index, CompletionOutput(piece.index)), piece)
 
     def output(self) -> RequestOutput:
-        """The whole. Raises `GenerationError` if its last news never came."""
+        """The whole. Raises ``FailedError`` if its last news never came."""
         if self._last is None or not self._last.finished:
-            raise GenerationError("the engine ended a request without saying why")
+            raise FailedError("the engine ended a request without saying why")
         for index, texts in self._texts.items():
             self._completions[index].text = "".join(texts)
         completions = [self._completions[index] for index in sorted(self._completions)]

@@ -31,6 +31,9 @@ from octavo.text.tokenizer import load_tokenizer
 LENGTHS = (2048, 8192)
 """Of requests, in tokens, for which it is told how many fit; beside those of full length."""
 
+BACKLOG = 2048
+"""Connections that may wait for the server to take them."""
+
 LOOK_EVERY = 0.05
 """Seconds between two looks at whether the last request has ended."""
 
@@ -61,11 +64,16 @@ class Serving:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has the port and does not listen yet. Raises ``OctavoError`` if the port cannot be had."""
+    """A socket that listens at the port. Who comes before the model is loaded waits.
+
+    It listens at once, because two sockets may be bound to one port as long as neither does: a port that is taken is
+    told before the model is loaded, not after. Raises ``OctavoError``.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
         raise OctavoError(
@@ -101,7 +109,15 @@ async def serve(serving: Serving, listener: socket.socket, say: Callable[[str], 
 
 def introduction(info: EngineInfo) -> list[str]:
     """What is served, where the memory goes, and how much fits."""
-    return [f"{info.model} on {info.device}, {info.dtype}", *info.ledger, capacity(info)]
+    return [f"{info.model} on {info.device}, {info.dtype}", *info.ledger, capacity(info), step_size(info)]
+
+
+def step_size(info: EngineInfo) -> str:
+    """How much of long prompts is computed at once, while running requests wait for their next token."""
+    return (
+        f"steps of up to {info.max_num_batched_tokens:,} tokens; --max-num-batched-tokens: fewer for steadier streams, "
+        "more for prompts that are read sooner"
+    )
 
 
 def capacity(info: EngineInfo) -> str:
@@ -122,6 +138,7 @@ async def _answer(app: FastAPI, engine: RemoteEngine, serving: Serving, listener
         app,
         log_config=None,
         access_log=False,
+        backlog=BACKLOG,
         **serving.uvicorn,
     )
     server = _Server(config)

@@ -1,15 +1,15 @@
 """Server-sent events: sends what a request's iterator yields, and notices when nobody listens any more.
 
-One task writes; another waits for the client to leave, and says something when nothing was said for long. So a token
-costs one switch of tasks. While a slow reader's connection takes nothing, the writer stands still, and news are joined
-where they come from.
+The task of the HTTP request writes; another waits for the client to leave, and ends that one. So a token costs one
+switch of tasks. Timers see to what has to be said when the engine says nothing. While a slow reader's connection takes
+nothing, the writer stands still, and news are joined where they come from.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -48,79 +48,101 @@ class EventStream(Response):
         self._patience = options.stream_patience
         self._keep_alive = options.keep_alive
         self._ping = ping
-        self._sending = False
-        self._sent = 0.0
+        self._beginning, self._begun = False, asyncio.Event()
+        self._sending, self._sent = False, 0.0
+        self._later: set[asyncio.TimerHandle | asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = asyncio.create_task(self._write(scope["path"], send))
-        gone = asyncio.create_task(disconnected(receive))
+        self._send_message = send
+        self._after(self._patience, self._begin)
         try:
-            await self._watch(writer, gone, send)
+            await unless_gone(receive, self._write(scope["path"]))
+        except ClientGoneError:
+            return  # nobody is left to be told anything
         finally:
-            await cancel(writer, gone)
+            for later in self._later:
+                later.cancel()
 
-    async def _watch(self, writer: asyncio.Task[None], gone: asyncio.Task[None], send: Send) -> None:
-        while not writer.done() and not gone.done():
-            await asyncio.wait({writer, gone}, timeout=self._keep_alive, return_when=asyncio.FIRST_COMPLETED)
-            silent = self._sent and not self._sending and time.monotonic() - self._sent >= self._keep_alive
-            if silent and not writer.done() and not gone.done():
-                await self._send(send, self._ping)
-        if writer.done():
-            writer.result()
-
-    async def _write(self, path: str, send: Send) -> None:
+    async def _write(self, path: str) -> None:
+        """All events. An error before the stream has begun is raised, a later one is the last event."""
         async with aclosing(self._events) as events:
-            first = asyncio.ensure_future(anext(events))
             try:
-                await asyncio.wait({first}, timeout=self._patience)
-                if first.done():
-                    first.result()
-                await self._start(send)
-                await self._rest(first, events, path, send)
+                async for event in events:
+                    await self._send(event)
+            except Exception as error:
+                if not self._beginning:
+                    raise
+                await self._send(error_event(error, path))
+        await self._send_message({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self) -> None:
+        """Send the head, unless another task does."""
+        if not self._beginning:
+            self._beginning = True
+            try:
+                await self._send_message({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             finally:
-                await cancel(first)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                self._begun.set()
+            self._sent = time.monotonic()
+            self._after(self._keep_alive, self._end_silence)
 
-    async def _rest(
-        self, first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None], path: str, send: Send
-    ) -> None:
-        try:
-            await self._send(send, await first)
-            async for event in events:
-                await self._send(send, event)
-        except Exception as error:
-            await self._send(send, error_event(error, path))
-
-    async def _start(self, send: Send) -> None:
-        self._sent = time.monotonic()
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-
-    async def _send(self, send: Send, event: bytes) -> None:
+    async def _send(self, event: bytes) -> None:
+        if not self._begun.is_set():
+            await self._begin()
+            await self._begun.wait()
         self._sending = True
-        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await self._send_message({"type": "http.response.body", "body": event, "more_body": True})
         self._sending, self._sent = False, time.monotonic()
+
+    async def _end_silence(self) -> None:
+        """Say something if nothing was said for long; and ask again when it may be time."""
+        if not self._sending and time.monotonic() - self._sent >= self._keep_alive:
+            await self._send(self._ping)
+        silent = 0.0 if self._sending else time.monotonic() - self._sent
+        self._after(max(self._keep_alive - silent, 0.0), self._end_silence)
+
+    def _after(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do ``work`` so much later, unless the stream is over by then."""
+
+        def start() -> None:
+            self._later.discard(timer)
+            task = asyncio.create_task(work())
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+
+        timer = asyncio.get_running_loop().call_later(seconds, start)
+        self._later.add(timer)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns; it is cancelled, and `ClientGoneError` raised, when the client leaves."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(disconnected(receive))
+    """What ``work`` returns; it is cancelled, and `ClientGoneError` raised, when the client leaves.
+
+    It runs in the task that waits for it: to start another would cost more than all else here.
+    """
+    task, has_left = asyncio.current_task(), False
+    assert task is not None
+    before = task.cancelling()
+
+    def leave(watching: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        has_left = not watching.cancelled()
+        if has_left:
+            task.cancel()
+
+    watching = asyncio.create_task(disconnected(receive))
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
+        return await work
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() <= before:
+            raise ClientGoneError from None
+        raise
     finally:
-        await cancel(task, gone)
+        watching.remove_done_callback(leave)
+        watching.cancel()
 
 
 async def disconnected(receive: Receive) -> None:
     """Wait until the client has closed the connection. Its body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def cancel(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks and wait until they have ended; their errors are nobody's."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,7 +15,7 @@ import pytest
 
 from helpers_cli import environment
 from helpers_client import FakeClient
-from helpers_http import live, make, tokenizer
+from helpers_http import live_url, make, tokenizer
 from octavo.client.verbs import Load
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks/soak.py"
@@ -33,7 +33,7 @@ class Engine(FakeClient):
 def soak(engine: Engine, path: Path) -> tuple[int, dict[str, Any]]:
     app, _ = make(engine, debug_routes=True)
     size = ["--requests", "60", "--concurrency", "8", "--input-len", "20", "--output-len", "8", "--sample", "0.05"]
-    with live(app) as url:
+    with live_url(app) as url:
         where = ["--url", url, "--pid", str(os.getpid()), "--json", str(path)]
         command = [sys.executable, str(SCRIPT), *size, *where]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)

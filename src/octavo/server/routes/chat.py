@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -38,16 +39,17 @@ async def create_chat_completion(request: Request) -> Response:
     check_stream(body)
     served = server.names.find(body.model)
     params = sampling_params(body, server.client.info.generation)
-    chat = await server.texts.run(prepare, server, conversation(body), params)
-    await server.forms.check(request, chat.params, form_field(body))
-    ask = ask_of_body(request, "chatcmpl-", served, body)
-    run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
+    ask, form = ask_of_body(request, "chatcmpl-", served, body), form_field(body)
+    chat = await server.texts.run_for(request.receive, ask.deadline, prepare, server, conversation(body), params)
+    await server.forms.check(request, chat.params, form, ask.deadline)
+    run = Run(server.client, server.live, ask, [chat.prompt], chat.params, form)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(_Stream(body, run, by, chat.reader).events(), server.options)
     outputs = await unless_gone(request.receive, run.outputs())
     extras = Extras(None, body.return_token_ids is True, lambda text: spoken(chat.reader().read(text, True)))
-    return answer(await server.texts.run(chat_completion, outputs[0], body.top_logprobs or 0, by, extras))
+    write = partial(chat_completion, outputs[0], body.top_logprobs or 0, by, extras)
+    return answer(await server.texts.run_for(request.receive, None, write))
 
 
 def conversation(body: ChatCompletionRequest) -> Conversation:

@@ -21,7 +21,7 @@ from octavo.openai.structured import form_field
 from octavo.outputs import CompletionOutput, Logprobs, RequestOutput
 from octavo.server.asking import ask_of_body
 from octavo.server.body import answer, read_body
-from octavo.server.prompts import completion_prompts
+from octavo.server.prompts import are_light, completion_prompts
 from octavo.server.run import Run
 from octavo.server.state import Server, server_of
 from octavo.server.stream import EventStream, unless_gone
@@ -37,10 +37,13 @@ async def create_completion(request: Request) -> Response:
     check_stream(body)
     served = server.names.find(body.model)
     params = sampling_params(body, server.client.info.generation)
-    prompts = await server.texts.run(completion_prompts, server, body)
-    await server.forms.check(request, params, form_field(body))
-    ask = ask_of_body(request, "cmpl-", served, body)
-    run = Run(server.client, server.live, ask, prompts, params)
+    ask, form = ask_of_body(request, "cmpl-", served, body), form_field(body)
+    if are_light(body):
+        prompts = completion_prompts(server, body)
+    else:
+        prompts = await server.texts.run_for(request.receive, ask.deadline, completion_prompts, server, body)
+    await server.forms.check(request, params, form, ask.deadline)
+    run = Run(server.client, server.live, ask, prompts, params, form)
     by = server.answered(ask.id, served.name, as_ids=body.return_tokens_as_token_ids is True)
     if body.stream:
         return EventStream(_Stream(server, body, run, by).events(), server.options)

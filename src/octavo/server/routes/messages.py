@@ -15,16 +15,17 @@ from octavo.anthropic.answers import AnthropicMessage, TokenCount, anthropic_mes
 from octavo.anthropic.conversation import choice_of, goes_on, messages_of, template_variables, tools_of
 from octavo.anthropic.events import PING, MessageEvents
 from octavo.anthropic.schema import CountTokensRequest, MessagesRequest, PromptFields
+from octavo.client.verbs import FailedError
 from octavo.openai.metrics import metrics_of
 from octavo.openai.spoken import spoken
 from octavo.openai.structured import CALLS
 from octavo.openai.tools import tool_use
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.asking import ask_of
+from octavo.server.asking import ask_of, deadline_of
 from octavo.server.body import answer, read_body
 from octavo.server.conversation import Conversation, Prepared, prepare
-from octavo.server.errors import GenerationError
+from octavo.server.errors import DeadlineError
 from octavo.server.run import Run
 from octavo.server.state import Server, server_of
 from octavo.server.stream import EventStream, unless_gone
@@ -37,15 +38,15 @@ async def create_message(request: Request) -> Response:
     server = server_of(request)
     body = await read_body(request, MessagesRequest)
     served = server.names.find(body.model)
-    chat = await server.texts.run(prepare, server, _conversation(body), _params(server, body))
-    await server.forms.check(request, chat.params, CALLS)
-    ask = ask_of(request, "msg_", served)
+    ask, params = ask_of(request, "msg_", served), _params(server, body)
+    chat = await server.texts.run_for(request.receive, ask.deadline, prepare, server, _conversation(body), params)
+    await server.forms.check(request, chat.params, CALLS, ask.deadline)
     run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
     if body.stream:
         return EventStream(_Stream(run, chat, served.name).events(), server.options, PING)
     (output,) = await unless_gone(request.receive, run.outputs())
     _check_not_aborted(output)
-    return answer(await server.texts.run(_message, output, chat, ask.id, served.name))
+    return answer(await server.texts.run_for(request.receive, None, _message, output, chat, ask.id, served.name))
 
 
 @router.post("/v1/messages/count_tokens")
@@ -53,7 +54,8 @@ async def count_tokens(request: Request) -> Response:
     server = server_of(request)
     body = await read_body(request, CountTokensRequest)
     server.names.find(body.model)
-    chat = await server.texts.run(prepare, server, _conversation(body), SamplingParams())
+    deadline, conversation = deadline_of(request), _conversation(body)
+    chat = await server.texts.run_for(request.receive, deadline, prepare, server, conversation, SamplingParams())
     return answer(TokenCount(len(chat.prompt)))
 
 
@@ -82,10 +84,12 @@ def _params(server: Server, body: MessagesRequest) -> SamplingParams:
 
 
 def _check_not_aborted(output: RequestOutput) -> None:
-    """Anthropic's clients know no such end. Raises `GenerationError`."""
+    """Anthropic's clients know no such end. Raises `DeadlineError`, or ``FailedError`` where somebody aborted it."""
     for completion in output.outputs:
+        if completion.finish_reason == "abort" and completion.stop_reason == "deadline":
+            raise DeadlineError("the time of the request has run out before its answer was complete")
         if completion.finish_reason == "abort":
-            raise GenerationError(f"the request was aborted: {completion.stop_reason or 'somebody asked for it'}")
+            raise FailedError(f"the request was aborted: {completion.stop_reason or 'somebody asked for it'}")
 
 
 @dataclass(frozen=True, slots=True)

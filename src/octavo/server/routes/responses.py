@@ -47,15 +47,15 @@ async def create_response(request: Request) -> Response:
     body = await read_body(request, ResponsesRequest)
     served = server.names.find(body.model)
     params = response_params(body, server.client.info.generation)
-    chat = await server.texts.run(prepare, server, _conversation(body), params)
-    await server.forms.check(request, chat.params, CALLS if params.structured_outputs is None else "text")
-    ask = ask_of(request, "resp_", served)
-    run = Run(server.client, server.live, ask, [chat.prompt], chat.params)
+    ask, form = ask_of(request, "resp_", served), CALLS if params.structured_outputs is None else "text"
+    chat = await server.texts.run_for(request.receive, ask.deadline, prepare, server, _conversation(body), params)
+    await server.forms.check(request, chat.params, form, ask.deadline)
+    run = Run(server.client, server.live, ask, [chat.prompt], chat.params, form)
     told = _Told(server, chat, new_response(body, params, ask.id, int(time.time()), served.name))
     if body.stream:
         return EventStream(_events(run, told), server.options)
     (output,) = await unless_gone(request.receive, run.outputs())
-    await server.texts.run(told.take, output)
+    await server.texts.run_for(request.receive, None, told.take, output)
     await told.finish(output)
     return answer(told.response)
 

@@ -14,6 +14,7 @@ from octavo.openai.decode import Fields
 from octavo.openai.errors import FieldError
 from octavo.openai.requests import template_options
 from octavo.openai.schema import ChatCompletionRequest
+from octavo.server.asking import deadline_of
 from octavo.server.body import answer, read_body
 from octavo.server.prompts import check_ids, check_template, render
 from octavo.server.state import Server, server_of
@@ -66,7 +67,7 @@ async def tokenize(request: Request) -> Response:
     server = server_of(request)
     body = await read_body(request, TokenizeRequest)
     server.names.find(body.model)
-    return answer(await server.texts.run(_tokenize, server, body))
+    return answer(await server.texts.run_for(request.receive, deadline_of(request), _tokenize, server, body))
 
 
 @router.post("/detokenize")
@@ -74,7 +75,7 @@ async def detokenize(request: Request) -> Response:
     server = server_of(request)
     body = await read_body(request, DetokenizeRequest)
     server.names.find(body.model)
-    return answer(await server.texts.run(_detokenize, server, body))
+    return answer(await server.texts.run_for(request.receive, deadline_of(request), _detokenize, server, body))
 
 
 @router.post("/apply-template")
@@ -82,7 +83,8 @@ async def apply_template(request: Request) -> Response:
     server = server_of(request)
     body = await read_body(request, TemplateRequest)
     server.names.find(body.model)
-    return answer(Prompt(await server.texts.run(_render, server, body)))
+    text = await server.texts.run_for(request.receive, deadline_of(request), _render, server, body)
+    return answer(Prompt(text))
 
 
 def _tokenize(server: Server, body: TokenizeRequest) -> Tokenized:

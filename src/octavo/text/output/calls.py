@@ -17,10 +17,11 @@ Schema = Mapping[str, Any] | bool
 
 
 class Function(msgspec.Struct, frozen=True):
-    """A function that the model may call, and the JSON schema of its arguments."""
+    """A function that the model may call, and the JSON schema of its arguments. ``strict``: these must hold it."""
 
     name: str
     parameters: Schema
+    strict: bool = False
 
 
 def properties_of(schema: Schema) -> dict[str, Any]:

@@ -20,3 +20,8 @@ class ToolUse:
     functions: tuple[Function, ...] = ()
     required: bool = False
     parallel: bool = True
+
+    @property
+    def strict(self) -> bool:
+        """Whether calls must hold their schemas: those of all functions, if one of these asks for it."""
+        return any(function.strict for function in self.functions)

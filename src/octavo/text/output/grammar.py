@@ -22,24 +22,28 @@ def call_grammar(
     """
     if not use.required or not use.functions or format.tools is None:
         return None
-    spell = speller(special)
-    lines = [f"start: {_reasoning(format.reasoning, in_reasoning)} {_calls(format.tools, use, spell)}"]
+    spell, opening = speller(special), format.tools.section[0] + format.tools.start
+    lines = [f"start: {_reasoning(format.reasoning, in_reasoning)} {calls_from(opening, format.tools, use, spell)}"]
     if format.reasoning is not None:
-        lines.append(_thinking(format.reasoning, special))
-    lines.append(f"call: {' | '.join(f'call_{i}' for i in range(len(use.functions)))}")
-    rules = [format.tools.shape.rules(f"call_{i}", function, spell) for i, function in enumerate(use.functions)]
-    return "\n".join([*lines, *rules])
+        lines.append(reasoning_rules(format.reasoning, special))
+    return "\n".join([*lines, *call_rules(format.tools, use, spell)])
 
 
-def _calls(format: ToolFormat, use: ToolUse, spell: Speller) -> str:
-    """One call, or one or more, between the format's markers."""
-    start, end = spell(format.start), spell("".join(format.ends))
-    before, after = map(spell, format.section)
+def call_rules(format: ToolFormat, use: ToolUse, spell: Speller) -> list[str]:
+    """The rules of ``call``, which is a call of one of the functions."""
+    any_of = f"call: {' | '.join(f'call_{i}' for i in range(len(use.functions)))}"
+    return [any_of, *(format.shape.rules(f"call_{i}", f, spell) for i, f in enumerate(use.functions))]
+
+
+def calls_from(opening: str, format: ToolFormat, use: ToolUse, spell: Speller) -> str:
+    """One call, or one or more, with the format's markers: from ``opening``, the end of those before a call, on."""
+    start, end, after = spell(opening), spell("".join(format.ends)), spell(format.section[1])
     if format.shape.as_list:
         more = '(", " call)*' if use.parallel else ""
-        return f'{before} {start} "[" call {more} "]" {end} {after}'
-    more = f"({spell(format.between)} {start} call {end})*" if use.parallel and format.between is not None else ""
-    return f"{before} {start} call {end} {more} {after}"
+        return f'{start} "[" call {more} "]" {end} {after}'
+    again = spell((format.between or "") + format.start)
+    more = f"({again} call {end})*" if use.parallel and format.between is not None else ""
+    return f"{start} call {end} {more} {after}"
 
 
 def _reasoning(format: ReasoningFormat | None, in_reasoning: bool) -> str:
@@ -48,8 +52,11 @@ def _reasoning(format: ReasoningFormat | None, in_reasoning: bool) -> str:
     return "thinking" if in_reasoning else "(thinking_start thinking)?"
 
 
-def _thinking(format: ReasoningFormat, special: Mapping[str, int]) -> str:
-    """Any text up to the end marker. What a special token ends needs no look-ahead; a text is found lazily."""
+def reasoning_rules(format: ReasoningFormat, special: Mapping[str, int]) -> str:
+    """The rules of ``thinking_start``, its marker, and of ``thinking``: any text up to the end marker.
+
+    What a special token ends needs no look-ahead; a text is found lazily.
+    """
     spell = speller(special)
     start = f"thinking_start: {spell(format.start)}\n"
     if format.end in special:
