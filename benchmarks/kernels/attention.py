@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
+from graph_timing import each_us
 from torch import Tensor
 
 from octavo.kernels.forward_batch import ForwardBatch, KVLayer
@@ -102,26 +102,6 @@ class Case:
         return torch.einsum("hgn,nhd->hgd", weights, v).flatten()
 
 
-def graph_time(launches: Sequence[Callable[[], None]], repeats: int = 15) -> float:
-    """Median seconds of a launch in a graph of all of ``launches``."""
-    for launch in launches:
-        launch()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times) / len(launches)
-
-
 def decode_cases() -> dict[str, list[int]]:
     """Contexts of the rows."""
     rng = random.Random(0)
@@ -158,7 +138,7 @@ def _decode_time(case: Case, chosen: DecodeSettings, pdl: bool) -> float:
         kernel(case.q, cache, case.out, case.plan, case.scores, pdl=pdl, chosen=chosen)
 
     case.check(lambda: launch(case.caches[0]))
-    return graph_time([lambda c=cache: launch(c) for cache in case.caches])  # type: ignore[misc]
+    return each_us([lambda c=cache: launch(c) for cache in case.caches]) / 1e6  # type: ignore[misc]
 
 
 def _decode_line(case: Case, results: list[tuple[float, DecodeSettings]], bandwidth: float) -> str:
@@ -219,7 +199,8 @@ class Layer:
         """Seconds of a product with ``attend`` behind it."""
         caches = [self.case.caches[i % len(self.case.caches)] for i in range(64)]
         attend = attend or (lambda qkv, cache: None)
-        return graph_time([lambda i=i, c=c: attend(self.product(i), c) for i, c in enumerate(caches)])  # type: ignore[misc]
+        launches = [lambda i=i, c=c: attend(self.product(i), c) for i, c in enumerate(caches)]  # type: ignore[misc]
+        return each_us(launches) / 1e6
 
     def time_together(self, chosen: DecodeSettings) -> float:
         """Seconds of a product with the fused kernel behind it, which is checked first."""
@@ -268,7 +249,7 @@ def prefill(tflops: float) -> None:
         for way, launch in _prefill_ways(case, queries == context, own):
             try:
                 case.check(launch)
-                shown.append(f"{way} {flops / graph_time([launch]) / 1e12:.0f}")
+                shown.append(f"{way} {flops / each_us([launch]) / 1e6:.0f}")
             except (RuntimeError, AssertionError, torch.OutOfMemoryError) as error:
                 shown.append(f"{way} FAILED {str(error).splitlines()[0][:80]}")
         floor = flops / tflops / 1e12

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from graph_timing import graph_us
 from products import EPS, MODELS, ROTATED_BYTES, Product
 from torch import Tensor
 
@@ -84,23 +84,6 @@ def _random_weight(product: Product) -> Tensor:
 
 def copies_of(nbytes: int) -> int:
     return max(2, -(-ROTATED_BYTES // nbytes))
-
-
-def graph_us(run: Callable[[], object], calls: int, repeats: int = 20) -> float:
-    """Median time of one of the ``calls`` launches of ``run``, from replays of a graph of it."""
-    run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for _ in range(3):
-        graph.replay()
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) * 1000 / calls
 
 
 def with_pdl(on: bool) -> None:

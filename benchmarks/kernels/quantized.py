@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from graph_timing import graph_us
 from products import BYTES_PER_US, EPS, MODELS, ROTATED_BYTES, Product
 
 from helpers_small_weights import random_weight
@@ -55,23 +55,12 @@ def report(key: str, value: float | str) -> None:
     print(f"  {key:58} {value:10.2f}" if isinstance(value, float) else f"  {key:58} {value}", flush=True)
 
 
-def graph_us(run: Callable[[], object], calls: int, repeats: int = 15) -> float:
-    """Median time of one of the ``calls`` in ``run``, from replays of a graph of it; 0 while kernels are compiled."""
-    run()
+def time_us(run: Callable[[], object], calls: int) -> float:
+    """`graph_us`; 0 while kernels are compiled."""
     if COMPILING:
-        return 0.0
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
         run()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for _ in range(3):
-        graph.replay()
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) * 1000 / calls
+        return 0.0
+    return graph_us(run, calls)
 
 
 def tried(key: str, measure: Callable[[], float]) -> float | None:
@@ -143,7 +132,7 @@ def chain_us(parts: list[Part], settings: dict[str, Settings]) -> float:
                 x = y if y.shape[1] == k else part.x
                 y, residual = part.run(x, residual, part.weights[layer], settings.get(part.product.name))
 
-    return graph_us(run, count)
+    return time_us(run, count)
 
 
 def others(p: Product, unit: int) -> list[Settings]:
@@ -187,7 +176,7 @@ def search_one_row(form: str, products: list[Product], parts: list[Part], layer:
 
 def head_us(head: Part) -> float:
     weights = head.weights * 5
-    return graph_us(lambda: [head.run(head.x, head.x, w) for w in weights], len(weights))
+    return time_us(lambda: [head.run(head.x, head.x, w) for w in weights], len(weights))
 
 
 def few_rows(name: str, forms: list[str], search: bool) -> None:
@@ -218,7 +207,7 @@ def expanded(x: Tensor, weight: WordWeight) -> Tensor:
 def four(key: str, multiply: Callable[..., Tensor], xs: list[Tensor], weights: list) -> None:
     """Time of four products in a row, five times over in a graph."""
     pairs = [*zip(xs, weights, strict=True)] * 5
-    tried(key, lambda: graph_us(lambda: [multiply(x, w) for x, w in pairs], 5))
+    tried(key, lambda: time_us(lambda: [multiply(x, w) for x, w in pairs], 5))
 
 
 CANDIDATES = [
@@ -273,7 +262,7 @@ def eight_bits(key: str, x: Tensor, weight: Int8Weight | Fp8Weight, search: bool
 def timed(key: str, run: Callable[..., object], weight: Tensor | PackedWeight) -> None:
     """Time of one of as many calls in a row, in a graph, as there must be copies of the weight."""
     weights = [weight, *(again(weight) for _ in range(copies_of(weight.nbytes) - 1))]
-    tried(key, lambda: graph_us(lambda: [run(w) for w in weights], len(weights)))
+    tried(key, lambda: time_us(lambda: [run(w) for w in weights], len(weights)))
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ Each launch of a graph reads other logits, so that they come from memory. The fl
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
+from graph_timing import each_us
 from torch import Tensor
 
 from octavo.kernels.reference.ops import ReferenceOps
@@ -59,25 +59,6 @@ def check(vocab_size: int) -> None:
     assert tokens.tolist() == [int(sampling.sample(logits[i : i + 1], params[i : i + 1]).token_ids) for i in range(16)]
 
 
-def micros(calls: Sequence[Callable[[], object]]) -> float:
-    """Median device time of one of ``calls``, which are captured in one graph."""
-    for call in calls:
-        call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(9):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab-size", type=int, default=151_936)
@@ -99,9 +80,9 @@ def main() -> None:
             for kind, rules in KINDS.items():
                 params, filters = params_of(rules, rows), kind not in ("greedy", "temperature")
                 calls = [partial(sampling.sample, x, params, filters=filters) for x in several]
-                line += f"{micros(calls):13.1f}"
-            line += f"{micros([lambda x=x: x.argmax(1) for x in several]):9.1f}"
-            print(line + f" {micros([lambda x=x: x.sort(1, descending=True) for x in several[:2]]):9.1f}", flush=True)
+                line += f"{each_us(calls):13.1f}"
+            line += f"{each_us([lambda x=x: x.argmax(1) for x in several]):9.1f}"
+            print(line + f" {each_us([lambda x=x: x.sort(1, descending=True) for x in several[:2]]):9.1f}", flush=True)
 
 
 if __name__ == "__main__":

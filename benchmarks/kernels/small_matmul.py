@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from graph_timing import graph_us
 from products import EPS, MODELS, ROTATED_BYTES, Product
 from torch import Tensor
 
@@ -202,23 +202,6 @@ def collect(work: list[Case], bad: dict[Case, str], out: str) -> None:
 
 
 # Timing.
-
-
-def graph_us(run: Callable[[], object], calls: int, repeats: int = 15) -> float:
-    """Median time of one of the ``calls`` parts of ``run``, from replays of a graph of it."""
-    run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for _ in range(3):
-        graph.replay()
-    for start, end in events:
-        start.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events) * 1000 / calls
 
 
 Config = dict[str, Choice]
