@@ -20,9 +20,9 @@ from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.execution.weight_cache import WeightCache, weight_cache
 from octavo.kernels import for_device
-from octavo.kernels.cpu.huge_pages import residence
 from octavo.kernels.cpu.processors import num_threads
 from octavo.kernels.forward_batch import KV_DTYPES
+from octavo.kernels.huge_pages import residence
 from octavo.kernels.lora import LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build, Packing
