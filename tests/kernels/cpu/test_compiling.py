@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,12 +80,3 @@ def test_it_needs_nothing_else():
     """As `setup.py` has it, in an environment in which nothing is installed."""
     folder = str(Path(compiling.__file__).parent)
     subprocess.run([sys.executable, "-I", "-S", "-c", ALONE, folder], check=True, timeout=60)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_all_variants_are_compiled(tmp_path):
-    made = compile_variants(shutil.which("cc"), tmp_path)
-    assert [path.stem for path in made] == ALL
-    loadable = prebuilt_library(build._processor().split(), tmp_path)
-    assert loadable is None or build.ctypes.CDLL(str(loadable)).octavo_panels_bytes
