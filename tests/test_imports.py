@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import pkgutil
 import subprocess
 import sys
@@ -213,6 +214,25 @@ def test_the_command_line_speaks_without_torch(flags: list[str]) -> None:
         pytest.skip("there is no command line")
     out = run_without_torch(f"sys.argv = ['octavo', *{flags!r}]\nfrom octavo.cli.main import main\nmain()\n")
     assert "octavo" in out.lower()
+
+
+NOT_AT_START = ("jinja2", "transformers", "huggingface_hub", "sympy", "triton", "fastapi", "gguf")
+
+
+def test_an_engine_imports_nothing_large_but_torch() -> None:
+    """Until the first token somebody waits."""
+    code = (
+        "import sys\n"
+        "from octavo.large_imports import large_imports\n"
+        "with large_imports():\n"
+        "    import octavo.llm, octavo.execution.build, octavo.cli.run, octavo.kernels.cpu.ops\n"
+        f"print([name for name in {NOT_AT_START!r} if name in sys.modules])\n"
+        "import gc\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.splitlines() == ["[]", "True True"], done.stderr
 
 
 def test_every_module_is_reachable() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from octavo.config import EngineConfig, ModelConfig
@@ -78,6 +80,8 @@ def test_the_description_names_all_parts():
     text = ledger().describe()
     for part in ("weights 2.00 GiB", "KV cache", "blocks of 16", "workspace", "longest sequence 2048"):
         assert part in text
+    assert "huge pages" not in text
+    assert "weights 2.00 GiB (37% in huge pages), KV cache" in replace(ledger(), huge_pages=0.37).describe()
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("1000000", 800000), ("max", None), ("150000", 0)])

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from octavo.errors import RequestError
-from octavo.text.template_process import MAX_TEMPLATE_CHARACTERS, render_template
+from octavo.text.template_process import MAX_TEMPLATE_CHARACTERS, _process, render_template, start_template_process
 from octavo.text.template_worker import CPU_SECONDS
 
 DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
@@ -67,6 +67,16 @@ def test_threads_share_the_child() -> None:
     for thread in threads:
         thread.join()
     assert sorted(results, key=int) == [str(n) for n in range(20)]
+
+
+def test_a_child_that_was_started_before_is_the_one_that_is_asked() -> None:
+    _process().close()
+    start_template_process()
+    child = _process()._process
+    assert child is not None
+    assert render_template("{{ 1 + 1 }}", {}) == "2"
+    start_template_process()
+    assert _process()._process is child
 
 
 def test_any_text_passes_unharmed() -> None:

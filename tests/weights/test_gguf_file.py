@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from helpers_gguf import (
 )
 from octavo.errors import ModelError
 from octavo.weights import gguf_cursor
-from octavo.weights.gguf_file import GGUFFile
+from octavo.weights.gguf_file import GGUFFile, open_gguf
 
 HUGE = (1 << 60, (1 << 64) - 1, (1 << 63) + 1, 1 << 40)
 
@@ -133,6 +134,26 @@ def test_large_vocabulary_is_read_fast(path: Path) -> None:
 
 
 # What is not a file, or not GGUF
+
+
+def test_a_file_is_read_once_while_somebody_has_it_and_again_when_it_has_changed(path: Path) -> None:
+    write_gguf(path, {"a.key": "text"}, {"x": (np.ones((1, 32), np.float32), "F32")})
+    first = open_gguf(path)
+    assert open_gguf(str(path)) is first
+    metadata = first.metadata
+    os.utime(path, (1, 1))
+    second = open_gguf(path)
+    assert second is not first
+    assert second.metadata == metadata
+    gone = weakref.ref(second)
+    del second
+    assert gone() is None
+
+
+def test_opening_what_is_no_file_says_so(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ModelError, match="a GGUF file was expected"):
+            open_gguf(path)
 
 
 def test_a_path_that_is_no_file(tmp_path: Path) -> None:

@@ -15,20 +15,20 @@ from octavo.execution.batch import BatchState
 from octavo.execution.build_device import build_device_runner
 from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.kv_cache import allocate_kv_cache
+from octavo.execution.loading import load_and_pack
 from octavo.execution.memory import Ledger, draw_up, free_memory, size_text
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
 from octavo.execution.weight_cache import WeightCache, weight_cache
 from octavo.kernels import for_device
-from octavo.kernels.cpu.huge_pages import residence
 from octavo.kernels.cpu.processors import num_threads
 from octavo.kernels.forward_batch import KV_DTYPES
+from octavo.kernels.huge_pages import residence
 from octavo.kernels.lora import LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build, Packing
 from octavo.models.decoder import DecoderModel
-from octavo.models.given import give_weights, packed_weights
-from octavo.models.loading import init_dummy, load_weights, lora_bytes, pack_weights, param_bytes, weight_tensors
+from octavo.models.loading import init_dummy, lora_bytes, pack_weights, param_bytes, weight_tensors
 from octavo.models.packing import describe_packing, loaded_bytes
 from octavo.models.registry import build_model
 from octavo.quantization.schemes import scheme
@@ -82,11 +82,7 @@ def build_runner(
     on_phase("weights_loaded")
     if device.type == "cuda":
         return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
-    pages = residence(weight_tensors(model))
-    free = max(free_memory() - pages.of_files, 0)
-    sizes = {"weights": param_bytes(model), "adapters": lora_bytes(model), "free": free}
-    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
-    ledger = replace(ledger, huge_pages=pages.share if pages.resident else None)
+    ledger = _cpu_ledger(config, model, dtype, kv_dtype)
     runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")
     return runner, ledger
@@ -143,7 +139,7 @@ def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, pro
         init_dummy(model, config.seed)
         pack_weights(model)
     else:
-        _load_and_pack(model, tensors, cache_for(config, checkpoint, build), progress)
+        load_and_pack(model, tensors, _weight_cache(config, checkpoint, build), progress)
     if build.packing.scheme is not None and (note := describe_packing(model, build.packing.scheme)):
         warnings.warn(note, stacklevel=2)
     return model.eval()
@@ -167,52 +163,19 @@ def _check_room(config: ModelConfig, build: Build, length: int, tensors: Sequenc
         )
 
 
-def cache_for(config: EngineConfig, checkpoint: Checkpoint, build: Build) -> WeightCache | None:
+def _weight_cache(config: EngineConfig, checkpoint: Checkpoint, build: Build) -> WeightCache | None:
     """Where the weights are kept in the form of the ops, if they are."""
     how = {"dtype": str(build.dtype), "quantization": config.quantization, "asked": config.dtype}
     return weight_cache(checkpoint.path, how, build.ops.packed_forms())
 
 
-def _load_and_pack(
-    model: DecoderModel, tensors: Sequence[LazyTensor], cache: WeightCache | None, progress: bool
-) -> None:
-    """What is in the cache as it is there, the rest from the checkpoint; what took work is kept for the next time."""
-    given = cache is not None and _give(model, cache)
-    _load(model, tensors, progress and not given)
-    pack_weights(model)
-    if cache is not None and not given:
-        cache.store(packed_weights(model))
-
-
-def _give(model: DecoderModel, cache: WeightCache) -> bool:
-    """Whether the cache has the model's weights, which it then has."""
-    found = cache.load()
-    if found is None:
-        return False
-    try:
-        give_weights(model, found)
-    except ValueError:  # the checkpoint has become another one, and looks the same
-        return False
-    return True
-
-
-def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) -> None:
-    if not progress:
-        load_weights(model, tensors)
-        return
-    from tqdm import tqdm
-
-    total = sum(tensor.nbytes for tensor in tensors)
-    bar = tqdm(
-        total=total,
-        desc="loading",
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        leave=False,
-    )
-    with bar:
-        load_weights(model, tensors, bar.update)
+def _cpu_ledger(config: EngineConfig, model: DecoderModel, dtype: str, kv_dtype: str) -> Ledger:
+    """The ledger of a CPU. Files that weights have mapped are free memory to the system, but not to us."""
+    pages = residence(weight_tensors(model))
+    free = max(free_memory() - pages.of_files, 0)
+    sizes = {"weights": param_bytes(model), "adapters": lora_bytes(model), "free": free}
+    ledger = draw_up(model.config, config, dtype=dtype, kv_dtype=kv_dtype, **sizes)
+    return replace(ledger, huge_pages=pages.share if pages.resident else None)
 
 
 def _assemble(

@@ -27,7 +27,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from octavo.kernels.cpu.huge_pages import huge_pages, huge_pages_enabled, residence
+from octavo.kernels.huge_pages import huge_pages, huge_pages_enabled, residence
 
 MAGIC = b"octavo-tensors-1"
 ALIGNMENT = 64

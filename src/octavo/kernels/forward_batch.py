@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 
+from octavo.kernels.huge_pages import huge_pages
 from octavo.kernels.lora import LoraPlan
 
 FP8 = torch.float8_e4m3fn
@@ -78,21 +77,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
-    try:
-        memory = _private_memory(size)
-    except OSError as error:
-        raise MemoryError(str(error)) from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a system without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
-
-
-def _private_memory(size: int) -> mmap.mmap:
-    """Memory of this process alone: what forked children share gets no huge pages, and they would write to it."""
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-        return mmap.mmap(-1, size)
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return huge_pages(size).view(dtype).view(shape)
 
 
 class AttentionPlan:

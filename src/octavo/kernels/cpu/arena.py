@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu.huge_pages import huge_pages
+from octavo.kernels.huge_pages import huge_pages
 
 CHUNK = 64 << 20
 """Bytes asked of the system at once. What nobody has written to takes no memory."""

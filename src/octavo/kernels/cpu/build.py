@@ -1,7 +1,8 @@
 """Our C kernels: compiled by the system's compiler when they are first wanted, and kept in the user's cache.
 
 They are made for the very processor that they run on, so the library's name holds a hash of the sources, the
-compiler and what the processor can do. Without a compiler nothing is lost but speed.
+compiler and what the processor can do. Without a compiler there are the libraries that came with the package, if it was
+installed from a wheel that has them. Without these nothing is lost but speed.
 """
 
 from __future__ import annotations
@@ -11,44 +12,54 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
-SOURCES = Path(__file__).parent / "native"
-
-FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
-"""No -ffast-math: a NaN in the logits must stay one, so that its request fails and no other."""
-
-COMPILE_SECONDS = 120
+from octavo.kernels.cpu.compiling import (
+    COMPILE_SECONDS,
+    FLAGS,
+    SOURCES,
+    compile_library,
+    find_compiler,
+    prebuilt_library,
+)
 
 log = logging.getLogger("octavo")
 
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, and one line in the log, if there is no way to compile them.
+    """The compiled kernels; None, and one line in the log, if there are none and no way to compile them.
 
     ``OCTAVO_NATIVE=0`` in the environment leaves them out.
     """
     if os.environ.get("OCTAVO_NATIVE") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    compiler = find_compiler()
     if compiler is None:
-        log.warning("no C compiler was found, so torch alone computes; with cc or gcc 2 to 3 x as fast")
-        return None
-    try:
-        return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
-        log.warning("the C kernels could not be built, so torch alone computes: %s", detail[0])
-        return None
+        problem = "no C compiler was found"
+    else:
+        try:
+            return ctypes.CDLL(str(_built(compiler)))
+        except (OSError, subprocess.SubprocessError) as error:
+            detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
+            problem = f"the C kernels could not be built ({detail[0]})"
+    return _load_prebuilt(problem)
+
+
+def _load_prebuilt(problem: str) -> ctypes.CDLL | None:
+    """The library of the package for such a processor; None, and a line that begins with ``problem``."""
+    library = prebuilt_library(_processor().split())
+    if library is not None:
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            problem += f", and {library.name} could not be loaded ({error})"
+    log.warning("%s, so torch alone computes; with cc or gcc 2 to 3 x as fast", problem)
+    return None
 
 
 def _built(compiler: str) -> Path:
@@ -60,25 +71,8 @@ def _built(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock")):
             if not library.exists():
-                _compile(compiler, flags, library)
+                compile_library(compiler, flags, library)
     return library
-
-
-def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
-    """Compile beside the library's place, then rename: a file that looks whole is whole."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        sources = sorted(SOURCES.glob("*.c"))
-        objects = [str(made.with_name(f"{source.stem}.o")) for source in sources]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each a process of its own
-            calls = [(compiler, *flags, "-c", "-o", o, str(s)) for s, o in zip(sources, objects, strict=True)]
-            list(pool.map(_run, calls))
-        _run((compiler, *flags, "-shared", "-o", str(made), *objects, "-lm", "-pthread"))
-        made.replace(library)
-
-
-def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_SECONDS)
 
 
 def _march(compiler: str) -> tuple[str, ...]:

@@ -38,11 +38,13 @@ class Residence:
 
 
 def huge_pages(size: int) -> Tensor:
-    """New memory, uint8 ``[size]``, in huge pages where the system has them. Raises ``MemoryError``."""
+    """New memory of this process alone, uint8 ``[size]``, in huge pages where the system has them. It is all zeros, and
+    is there only where it has been written to. Raises ``MemoryError``.
+    """
+    # What forked children share gets no huge pages, and they would write to it. Windows knows no such flags.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     try:
-        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-            return torch.empty(size, dtype=torch.uint8)
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
+        memory = mmap.mmap(-1, size, **private)
     except OSError as error:
         raise MemoryError(str(error)) from None
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from octavo.kernels.cpu import huge_pages as module
-from octavo.kernels.cpu.huge_pages import Residence, huge_pages, huge_pages_enabled, residence
+from octavo.kernels import huge_pages as module
+from octavo.kernels.huge_pages import Residence, huge_pages, huge_pages_enabled, residence
 
 SMAPS = """\
 {0:x}-{1:x} rw-p 00000000 00:00 0
