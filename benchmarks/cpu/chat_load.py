@@ -3,16 +3,17 @@
     python benchmarks/cpu/chat_load.py octavo:smollm2-135m llama:q8_0.gguf,np=16 openvino:q8_0.gguf \\
         --llama-tools DIR --openvino-python ov/bin/python --json benchmarks/results/cpu_chat.json
 
-Prompts are evenly spread over 20 to 800 tokens, answers over 16 to 256, and arrivals are Poisson's, all from one seed,
-so that every server gets the same requests at the same times. The load is ``octavo bench serve`` in a process of its
-own, on the same cores. Each server starts afresh in each round and gets one request to warm up. Tokens a second are
-those of the answers, from the first request's sending to the last one's end.
+Prompts have 20 to 800 tokens, most of them few (the logarithm is even), answers 16 to 256, and arrivals are Poisson's,
+all from one seed, so that every server gets the same requests at the same times. The load is ``octavo bench serve`` in
+a process of its own, on the same cores. Each server starts afresh in each round and gets one request to warm up. Tokens
+a second are those of the answers, from the first request's sending to the last one's end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import socket
@@ -47,7 +48,8 @@ def write_trace(path: Path, model: str, count: int, rate: float, seed: int) -> N
     from octavo.weights.source import resolve
 
     rng = random.Random(seed)
-    lengths = [rng.randint(*PROMPT) for _ in range(count)]
+    low, high = map(math.log, PROMPT)
+    lengths = [round(math.exp(rng.uniform(low, high))) for _ in range(count)]
     prompts = exact_words(load_tokenizer(resolve(model))).make(rng, lengths, NO_PREFIX)
     times = Arrivals(rate).times(rng, count)
     lines = [
