@@ -23,7 +23,7 @@ from filelock import FileLock
 
 SOURCES = Path(__file__).parent / "native"
 
-FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 """No -ffast-math: a NaN in the logits must stay one, so that its request fails and no other."""
 
 COMPILE_SECONDS = 120
@@ -73,7 +73,7 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # each a process of its own
             calls = [(compiler, *flags, "-c", "-o", o, str(s)) for s, o in zip(sources, objects, strict=True)]
             list(pool.map(_run, calls))
-        _run((compiler, *flags, "-shared", "-o", str(made), *objects, "-lm"))
+        _run((compiler, *flags, "-shared", "-o", str(made), *objects, "-lm", "-pthread"))
         made.replace(library)
 
 
@@ -109,12 +109,15 @@ def cache_folder() -> Path:
         OSError: there is no home. A folder that others can write to would let them choose what is run.
     """
     own = os.environ.get("OCTAVO_KERNEL_CACHE")
-    if own:
-        return Path(own)
+    return Path(own) if own else user_cache("native")
+
+
+def user_cache(name: str) -> Path:
+    """A folder of ours below ``$XDG_CACHE_HOME``, by default ``~/.cache``. Raises ``OSError``: there is no home."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
         try:
             base = Path.home() / ".cache"
         except RuntimeError:
             raise OSError("no home folder to keep them in; set XDG_CACHE_HOME to a folder") from None
-    return base / "octavo" / "native"
+    return base / "octavo" / name
