@@ -1,4 +1,4 @@
-"""Decode steps without prompts, scheduler or text: plans made beforehand go straight to the runner.
+"""Decode steps without prompts, scheduler or text: plans made beforehand go straight to the runner, or the model.
 
 So a step can be timed with any context and any number of rows. The KV cache is filled with small random numbers
 first: memory that nobody has written to would not be read from memory.
@@ -17,6 +17,8 @@ import torch
 from octavo.config import EngineConfig
 from octavo.core.plan import NewRow, RowStep, StepPlan
 from octavo.execution.build import build_runner
+from octavo.execution.decode_steps import DecodeSteps
+from octavo.kernels import for_device
 from octavo.layers.weight import Matrix
 from octavo.sampling_params import SamplingParams
 from octavo.weights.open import open_checkpoint
@@ -40,7 +42,8 @@ class BareSteps:
     def __init__(self, model: str, **options: Any) -> None:
         engine = EngineConfig.from_kwargs(model, **options).on("cpu")
         checkpoint = open_checkpoint(resolve(model), weights=engine.load_format != "dummy")
-        self._runner, ledger = build_runner(engine, checkpoint)
+        self._ops = for_device("cpu")
+        self._runner, ledger = build_runner(engine, checkpoint, ops=self._ops)
         self.config = checkpoint.config
         self.kv_tokens, self.longest, self._block_size = ledger.kv_tokens, ledger.max_model_len, ledger.block_size
         self.weight_bytes = sum(m.operand.nbytes for m in self._runner.model.modules() if isinstance(m, Matrix))
@@ -69,6 +72,22 @@ class BareSteps:
         """
         plans = self._plans(rows, context, steps)
         return [self._timed(plan) for plan in plans]
+
+    @torch.inference_mode()
+    def model(self, rows: int, context: int, steps: int) -> list[float]:
+        """Seconds of the model alone, without the sampler and what a step needs before: the same step again and again,
+        in which each token sees ``context`` tokens.
+        """
+        [plan] = self._plans(rows, context, 1)
+        self._runner.state.update(plan)
+        batch = self._runner.state.forward_batch(plan.rows, self._runner.kv_cache)
+        batch.attention = self._ops.plan_attention(batch)
+        decode, seconds = DecodeSteps(self._runner.model, self._ops), []
+        for _ in range(steps):
+            start = time.perf_counter()
+            decode.logits(batch)
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
     def led(self, sequences: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
         """Lead rows through ``sequences``, equally long: each step computes the next token of each. Yields what each

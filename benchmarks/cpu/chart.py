@@ -24,13 +24,13 @@ BLUES = ("#9ecae1", "#5aa5cf", "#2b7bba", "#0b4083")
 
 
 def best_rates(runs: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """Engine -> sequences -> tokens a second of its best side. Bare steps are no side of their own here."""
+    """Engine -> sequences -> tokens a second of its best side. Bare steps do not count."""
     best: dict[str, dict[int, float]] = {}
     for run in runs:
         if run["work"]["tokens"] == 1:
             continue
         for side, values in rates_of(run).items():
-            if values and "way=step" not in side:
+            if values and "way=" not in side:
                 engine, count = side.split()[0], run["work"]["sequences"]
                 rates = best.setdefault(engine, {})
                 rates[count] = max(rates.get(count, 0.0), statistics.median(values))

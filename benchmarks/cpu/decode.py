@@ -5,8 +5,8 @@
 
 Each side is ``ENGINE:MODEL[,OPTION=VALUE…]``. A round gives every sequence a prompt of ``--prompt`` random tokens and
 asks for ``--tokens`` more, greedily, whatever they are. The time until all prompts are done is taken out of the
-decode rate. ``octavo:…,way=step`` is the bare step: no prompts, no scheduler, no text. The run is added to those that
-the JSON file has; ``tables.py`` makes tables of it.
+decode rate. ``octavo:…,way=step`` is the bare step: no prompts, no scheduler, no text; ``way=model`` leaves out the
+sampler, too. The run is added to those that the JSON file has; ``tables.py`` makes tables of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Octavo's side of `decode.py`, through ``LLM.generate`` as anybody calls it, or through bare steps (``way=step``)."""
+"""Octavo's side of `decode.py`: ``LLM.generate`` as anybody calls it, bare steps (``way=step``), or the model alone
+(``way=model``).
+"""
 
 from __future__ import annotations
 
@@ -55,17 +57,33 @@ def generate(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
     return run
 
 
-def steps(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
-    """The model and the sampler alone; the prompt is not computed, as its cost is not asked for here."""
+def step(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
+    """The runner: the model and the sampler. The prompt is not computed, as its cost is not asked for here."""
     from bare_step import BareSteps
 
     bare = BareSteps(model, **{"kv_cache_memory": KV_CACHE, **options})
 
     def run(work: Work) -> Times:
-        seconds = sum(bare.decode(work.sequences, work.prompt + 1, work.tokens - 1))
-        return Times(0.0, 0, seconds, work.sequences * (work.tokens - 1))
+        seconds = bare.decode(work.sequences, work.prompt + 1, work.tokens - 1)
+        return Times(0.0, 0, sum(seconds), work.sequences * len(seconds))
 
     return run
+
+
+def model_alone(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
+    """With the context that a sequence has on average. A first step, which may be recorded, does not count."""
+    from bare_step import BareSteps
+
+    bare = BareSteps(model, **{"kv_cache_memory": KV_CACHE, **options})
+
+    def run(work: Work) -> Times:
+        seconds = bare.model(work.sequences, work.prompt + work.tokens // 2, work.tokens)[1:]
+        return Times(0.0, 0, sum(seconds), work.sequences * len(seconds))
+
+    return run
+
+
+WAYS = {"generate": generate, "step": step, "model": model_alone}
 
 
 def start(model: str, way: str = "generate", **options: Any) -> tuple[Callable[[Work], Times], dict[str, Any]]:
@@ -73,8 +91,11 @@ def start(model: str, way: str = "generate", **options: Any) -> tuple[Callable[[
 
     from octavo.version import __version__
 
-    run = {"generate": generate, "step": steps}[way](model, options)
-    return run, {"octavo": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return WAYS[way](model, options), {
+        "octavo": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 if __name__ == "__main__":
