@@ -132,9 +132,9 @@ def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, pro
     model = build_model(checkpoint.config, build, length)
     if config.load_format == "dummy":
         init_dummy(model, config.seed)
+        pack_weights(model)
     else:
         _load(model, tensors, progress)
-    pack_weights(model)
     if build.packing.scheme is not None and (note := describe_packing(model, build.packing.scheme)):
         warnings.warn(note, stacklevel=2)
     return model.eval()
@@ -170,7 +170,7 @@ def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) ->
         disable=not progress,
     )
     with bar:
-        load_weights(model, tensors, bar.update)
+        load_weights(model, tensors, bar.update, pack=True)
 
 
 def _assemble(
