@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.core.plan import NewRow, RowStep, StepPlan, StepResult, TokenMasks
 from octavo.execution.adapters import AdapterStore
 from octavo.execution.batch import BatchState
+from octavo.execution.decode_steps import DecodeSteps
 from octavo.execution.kv_cache import clear_unfilled
-from octavo.execution.pooling import pool, with_vectors
-from octavo.execution.prompt_scores import score_prompts
+from octavo.execution.pooling import pool, pools, with_vectors
+from octavo.execution.prompt_scores import score_prompts, scores_wanted
 from octavo.execution.sampler import HostSample, Sampler
 from octavo.execution.step_result import step_result
 from octavo.kernels.forward_batch import KVLayer
@@ -39,6 +41,7 @@ class Runner:
         self.adapters = adapters
         self._ops = ops
         self._sampler = sampler
+        self._decode = DecodeSteps(model, ops)
         self._entered: dict[int, NewRow] = {}
 
     @torch.inference_mode()
@@ -57,6 +60,9 @@ class Runner:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
+        if self._only_decodes(plan):
+            logits = self._decode.logits(batch)
+            return step_result(plan, self._sample(plan.rows, logits, masks() if plan.masked else None), {})
         if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
             batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
@@ -64,13 +70,29 @@ class Runner:
         sampling = [row for row in plan.rows if row.samples]
         if not sampling:
             return StepResult(plan.step, (), prompt_logprobs=scores)
-        logits = self.model.logits(hidden[batch.logit_indices])
+        logits = self.model.raw_logits(hidden[batch.logit_indices])
         sampled = self._sample(sampling, logits, masks() if plan.masked else None)
         result = step_result(plan, sampled, scores)
         return with_vectors(result, pool(plan.rows, self._entered, hidden))
 
+    def _only_decodes(self, plan: StepPlan) -> bool:
+        """Whether each row computes one token, samples, and wants nothing else."""
+        rows = plan.rows
+        return (
+            bool(rows)
+            and all(row.num_tokens == 1 and row.samples for row in rows)
+            and not pools(rows, self._entered)
+            and not scores_wanted(rows, self._entered)
+            and self.state.adapters_of(rows) is None
+        )
+
     def _sample(self, rows: Sequence[RowStep], logits: Tensor, masks: TokenMasks | None) -> HostSample:
-        """Choose the next token of each of ``rows`` from ``logits [S, V]``."""
-        sampled = self._sampler.sample(logits, torch.tensor([row.slot for row in rows]), masks).to_host()
-        self.state.append(rows, sampled.token_ids)
-        return sampled
+        """Choose the next token of each of ``rows`` from ``logits [S, V]`` in the model's dtype or float32."""
+        slots = np.array([row.slot for row in rows])
+        if masks or self._sampler.needs_edits(slots):
+            sampled = self._sampler.sample(logits.to(torch.float32, copy=True), torch.from_numpy(slots), masks)
+        else:
+            sampled = self._sampler.sample_plain(logits, slots)
+        on_host = sampled.to_host()
+        self.state.append(rows, on_host.token_ids)
+        return on_host

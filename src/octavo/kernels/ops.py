@@ -8,6 +8,7 @@ at least float32.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
 from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.packed import Operand
+from octavo.kernels.recording import Recording
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
 
@@ -35,6 +37,14 @@ class Ops(ABC):
         by side: results mean nothing. When it is left, all of them are ready.
         """
         return nullcontext()
+
+    def record(self, batch: ForwardBatch, compute: Callable[[], Tensor]) -> tuple[Tensor, Recording | None]:
+        """Call ``compute``, which does with ``batch`` what is to be done again with others.
+
+        Returns:
+            What it returns, and how to do it again; None instead, if the backend cannot say.
+        """
+        return compute(), None
 
     @abstractmethod
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:

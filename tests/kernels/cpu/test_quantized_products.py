@@ -19,6 +19,7 @@ from octavo.kernels.cpu.ops import CpuOps
 from octavo.kernels.cpu.panels import BLOCK_FORMS, Panels
 from octavo.kernels.cpu.quantized import QuantizedProducts
 from octavo.kernels.cpu.rounded import RoundedPanels
+from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.packed import BlockWeight, Fp8Weight, Int4Weight, Int8Weight, Operand, PackedWeight, StackedWeight
 from octavo.kernels.reference import quantized as reference
 from octavo.quantization.pack import quantize
@@ -37,7 +38,8 @@ ONE = torch.ones(1, 1)
 @pytest.fixture(scope="session", params=SETS)
 def products(request, tmp_path_factory) -> QuantizedProducts:
     """The kernels compiled for the processor itself, or as for an older one."""
-    return QuantizedProducts(_library(request.param, tmp_path_factory.mktemp("native")))
+    library = _library(request.param, tmp_path_factory.mktemp("native"))
+    return QuantizedProducts(library, Tasks(library))
 
 
 def _library(name: str, folder) -> ctypes.CDLL:
@@ -46,8 +48,18 @@ def _library(name: str, folder) -> ctypes.CDLL:
     if platform.machine() != "x86_64" or NEEDS.get(name, "") not in build._processor():
         pytest.skip("another processor")
     made = folder / f"{name}.so"
-    sources = [build.SOURCES / file for file in ("pack.c", "product.c", "product8.c")]
-    command = [shutil.which("cc") or "gcc", *build.FLAGS, f"-march={name}", "-shared", "-o", made, *sources, "-lm"]
+    sources = [build.SOURCES / file for file in ("pack.c", "product.c", "product8.c", "team.c")]
+    command = [
+        shutil.which("cc") or "gcc",
+        *build.FLAGS,
+        f"-march={name}",
+        "-shared",
+        "-o",
+        made,
+        *sources,
+        "-lm",
+        "-pthread",
+    ]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("the compiler does not know these instructions")
     return ctypes.CDLL(str(made))

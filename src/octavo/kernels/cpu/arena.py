@@ -37,15 +37,14 @@ class Scratch:
     """Memory that is used again in each call, grows and is kept. It serves one thread."""
 
     def __init__(self) -> None:
-        self._size, self._address = 0, 0
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def take(self, size: int) -> int:
-        """The address of ``size`` bytes, aligned to a cache line; what was there before is lost."""
-        if size > self._size:
-            self._memory = torch.empty(size + size // 4 + ALIGNMENT, dtype=torch.uint8)
-            self._size = size + size // 4
-            self._address = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT
-        return self._address
+    def take(self, size: int) -> Tensor:
+        """uint8 ``[at least size]``, aligned to a cache line; what was there before is lost."""
+        if size > len(self._memory):
+            memory = torch.empty(size + size // 4 + ALIGNMENT, dtype=torch.uint8)
+            self._memory = memory[-memory.data_ptr() % ALIGNMENT :]
+        return self._memory
 
 
 def _huge_pages(size: int) -> Tensor:

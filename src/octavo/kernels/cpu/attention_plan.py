@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import torch
 
-from octavo.kernels.cpu.native import MAX_PARTS
+from octavo.kernels.cpu.native import MAX_PARTS, AttentionWork
 from octavo.kernels.forward_batch import ForwardBatch
 from octavo.kernels.reference.attention_plan import Group, GroupedPlan, Row, partition
 from octavo.kernels.reference.workspace import Workspace
@@ -22,22 +24,44 @@ class CpuPlan(GroupedPlan):
     """`GroupedPlan` with jobs for the decode kernel.
 
     Attributes:
-        positions, slots: ``[T]`` int64, of each token.
-        tables: ``[R, max_blocks]`` int64, contiguous rows.
+        places: where tokens stand and belong; it has no jobs. It stays where it is, as what ``work`` gives.
     """
 
     def __init__(self, batch: ForwardBatch, workspace: Workspace) -> None:
         super().__init__(batch, workspace)
-        self.positions, self.slots = batch.positions.to(torch.int64), batch.slot_mapping.to(torch.int64)
-        self.tables = self._block_tables.to(torch.int64).contiguous()
-        self._jobs: dict[int | None, np.ndarray] = {}
+        self._positions, self._slots = batch.positions.to(torch.int64), batch.slot_mapping.to(torch.int64)
+        self._tables = self._block_tables.to(torch.int64).contiguous()
+        self.places = self._work_of(np.empty((0, 0, 5), dtype=np.int32))
+        self._works: dict[int | None, tuple[AttentionWork, np.ndarray]] = {}
         self._long: dict[int | None, list[Group]] = {}
+        self._followed: CpuPlan | None = None
 
-    def jobs(self, window: int | None) -> np.ndarray:
-        """Jobs of the short rows, longest first: int32 ``[N, parts, 5]``, as ``Native.attention`` wants them."""
-        if window not in self._jobs:
-            self._jobs[window] = self._make_jobs([row for row in self._rows(window) if is_short(row)], window)
-        return self._jobs[window]
+    def work(self, window: int | None) -> AttentionWork:
+        """What the kernel reads of this step: jobs of the short rows, longest first."""
+        if window not in self._works:
+            jobs = self._make_jobs([row for row in self._rows(window) if is_short(row)], window)
+            self._works[window] = self._work_of(jobs), jobs
+        return self._works[window][0]
+
+    def _work_of(self, jobs: np.ndarray) -> AttentionWork:
+        return AttentionWork(
+            *(tensor.data_ptr() for tensor in (self._positions, self._slots, self._tables)),
+            *(self._tables.stride(0), jobs.ctypes.data, *jobs.shape[:2]),
+        )
+
+    def follow(self, later: CpuPlan) -> None:
+        """Become the plan of a later step with as many rows of one token each. Kernels that were recorded with this
+        plan then do that step, for ``places`` and what ``work`` gave say so, where they are.
+        """
+        self._followed = later  # it owns the memory
+        ctypes.pointer(self.places)[0] = later.places
+        for window, (work, _) in self._works.items():
+            ctypes.pointer(work)[0] = later.work(window)
+
+    def most_jobs(self, queries: int) -> int:
+        """No step with so many short rows' queries has more jobs than this, however long its contexts are."""
+        groups = queries * self._num_kv_heads
+        return groups * min(wanted_parts(groups, torch.get_num_threads()), MAX_PARTS)
 
     def long_groups(self, window: int | None) -> list[Group]:
         """The groups of the rows that have no jobs."""
@@ -73,5 +97,9 @@ def is_short(row: Row) -> bool:
 
 def num_parts(jobs: int, longest: int, threads: int) -> int:
     """Into how many parts each context is cut, so that all threads have work until the end."""
-    wanted = -(-JOBS_PER_THREAD * threads // max(1, jobs))
-    return max(1, min(wanted, longest // MIN_PART, MAX_PARTS))
+    return max(1, min(wanted_parts(jobs, threads), longest // MIN_PART, MAX_PARTS))
+
+
+def wanted_parts(jobs: int, threads: int) -> int:
+    """Into how many parts contexts would be cut if they were long enough."""
+    return max(1, -(-JOBS_PER_THREAD * threads // max(1, jobs)))

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 SOURCES = Path(__file__).parent / "native"
 
-FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 """No -ffast-math: a NaN in the logits must stay one, so that its request fails and no other."""
 
 COMPILE_SECONDS = 120
@@ -73,7 +73,7 @@ def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # each a process of its own
             calls = [(compiler, *flags, "-c", "-o", o, str(s)) for s, o in zip(sources, objects, strict=True)]
             list(pool.map(_run, calls))
-        _run((compiler, *flags, "-shared", "-o", str(made), *objects, "-lm"))
+        _run((compiler, *flags, "-shared", "-o", str(made), *objects, "-lm", "-pthread"))
         made.replace(library)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import KVLayer
 
 LANES = 16
@@ -16,63 +16,93 @@ MAX_HEAD_DIM, MAX_SHARE, MAX_PARTS = 256, 32, 64
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-class Walk(ctypes.Structure):
-    """What all jobs of an attention call have in common; see ``native/attention.c``."""
+class AttentionWork(ctypes.Structure):
+    """What changes for attention from step to step; see ``native/attention.h``."""
 
     _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("query_stride", c_int64),
-        ("num_kv_heads", c_int32),
-        ("share", c_int32),
-        ("head_dim", c_int32),
-        ("block_size", c_int32),
-        ("scale", c_float),
-        ("soft_cap", c_float),
+        *((name, c_void_p) for name in ("positions", "slots", "tables")),
+        ("table_width", c_int64),
+        ("jobs", c_void_p),
+        ("num_groups", c_int32),
+        ("num_parts", c_int32),
     )
 
 
-_ARGUMENTS = {
-    "octavo_attention": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_void_p),
-    "octavo_add_rms_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),
-    "octavo_silu_mul": (c_void_p, c_int64, c_int64, c_void_p),
-    "octavo_rotate_and_store": (*(c_void_p,) * 6, c_float, c_void_p, c_void_p, *(c_int64,) * 5),
-}
+class _EmbeddingCall(ctypes.Structure):
+    _fields_ = (*((name, c_void_p) for name in ("ids", "weight", "out")), ("rows", c_int64), ("size", c_int64))
+
+
+class _AddRmsNormCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "residual", "out")),
+        *(("rows", c_int64), ("size", c_int64), ("eps", c_float), ("starts", c_int32)),
+    )
+
+
+class _SiluMulCall(ctypes.Structure):
+    _fields_ = (("gate_up", c_void_p), ("out", c_void_p), ("rows", c_int64), ("size", c_int64))
+
+
+class _RotateAndStoreCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("qkv", "work", "cos_sin", "q_norm", "k_norm", "keys", "values")),
+        *((name, c_int64) for name in ("rows", "num_heads", "num_kv_heads", "head_dim", "block_size")),
+        ("eps", c_float),
+    )
+
+
+class _AttentionCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("keys", "values", "queries", "work", "partials", "out")),
+        ("query_stride", c_int64),
+        *((name, c_int32) for name in ("num_kv_heads", "share", "head_dim", "block_size")),
+        *(("scale", c_float), ("soft_cap", c_float)),
+    )
+
+
+_NAMES = ("embedding", "add_rms_norm", "silu_mul", "rotate_and_store", "attention")
 
 
 class Native:
-    """The functions of the compiled library. Tensors are contiguous, on the CPU, in float32 or bfloat16."""
+    """The tasks of the compiled library. Tensors are contiguous, on the CPU, in float32 or bfloat16."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions = {
-            (name, dtype): self._function(library, f"{name}_{suffix}", arguments)
-            for name, arguments in _ARGUMENTS.items()
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._addresses = {
+            (name, dtype): tasks.address(f"octavo_{name}_{suffix}")
+            for name in _NAMES
             for dtype, suffix in _SUFFIX.items()
         }
 
-    @staticmethod
-    def _function(library: ctypes.CDLL, name: str, arguments: tuple[type, ...]) -> ctypes._FuncPointer:
-        function = library[name]
-        function.argtypes, function.restype = arguments, None
-        return function
+    def _run(self, name: str, dtype: torch.dtype, call: ctypes.Structure, *tensors: Tensor | None) -> None:
+        self._tasks.run(self._addresses[name, dtype], call, *tensors)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-        """``out = rms_norm(x + residual) * weight``, ``residual += x``: ``[T, H]``, H a multiple of 16."""
-        rows, size = x.shape
-        self._functions["octavo_add_rms_norm", x.dtype](
-            x.data_ptr(), residual.data_ptr(), weight.data_ptr(), eps, rows, size, out.data_ptr()
+    def embedding(self, ids: Tensor, weight: Tensor, out: Tensor) -> None:
+        """``out [T, H]``: the rows of ``weight [V, H]`` that ``ids [T]`` int64 name; they are not checked."""
+        call = _EmbeddingCall(ids.data_ptr(), weight.data_ptr(), out.data_ptr(), *out.shape)
+        self._run("embedding", out.dtype, call, ids, weight, out)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, *, starts: bool = False
+    ) -> None:
+        """``out = rms_norm(x + residual) * weight``, ``residual += x``: ``[T, H]``, H a multiple of 16.
+
+        ``starts``: the residual, which is float32, holds nothing yet and counts as 0.
+        """
+        call = _AddRmsNormCall(
+            *(tensor.data_ptr() for tensor in (x, weight, residual, out)), *x.shape, eps, int(starts)
         )
+        self._run("add_rms_norm", x.dtype, call, x, weight, residual, out)
 
     def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
         """``out [T, I] = silu(gate) * up`` of ``gate_up [T, 2I]``, I a multiple of 16."""
-        rows, size = out.shape
-        self._functions["octavo_silu_mul", out.dtype](gate_up.data_ptr(), rows, size, out.data_ptr())
+        call = _SiluMulCall(gate_up.data_ptr(), out.data_ptr(), *out.shape)
+        self._run("silu_mul", out.dtype, call, gate_up, out)
 
     def rotate_and_store(
         self,
         qkv: Tensor,
-        positions: Tensor,
-        slots: Tensor,
+        work: AttentionWork,
         cos_sin: Tensor,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
@@ -82,19 +112,18 @@ class Native:
         """Turn queries and keys of ``qkv`` in place, copy keys and values to the cache; D is a multiple of 32."""
         _, hk, block_size, d = kv.keys.shape
         rows, width = qkv.shape
-        self._functions["octavo_rotate_and_store", qkv.dtype](
-            *(qkv.data_ptr(), positions.data_ptr(), slots.data_ptr(), cos_sin.data_ptr()),
+        call = _RotateAndStoreCall(
+            *(qkv.data_ptr(), ctypes.addressof(work), cos_sin.data_ptr()),
             *(None if norm is None else norm.data_ptr() for norm in (q_norm, k_norm)),
-            *(eps, kv.keys.data_ptr(), kv.values.data_ptr(), rows, width // d - 2 * hk, hk, d, block_size),
+            *(kv.keys.data_ptr(), kv.values.data_ptr(), rows, width // d - 2 * hk, hk, d, block_size, eps),
         )
+        self._run("rotate_and_store", qkv.dtype, call, qkv, cos_sin, q_norm, k_norm, *kv.tensors)
 
     def attention(
         self,
         q: Tensor,
         kv: KVLayer,
-        jobs: np.ndarray,
-        num_parts: int,
-        tables: Tensor,
+        work: AttentionWork,
         *,
         scale: float,
         soft_cap: float | None,
@@ -104,20 +133,17 @@ class Native:
         """Attention of some of the query tokens ``q [T, Hq, D]``, each written to its row of ``out [T, Hq * D]``.
 
         Args:
-            jobs: int32 ``[N, num_parts, 5]``: token, row of ``tables``, key/value head, and the positions from and to
-                which (excluded) the part goes; a part may be empty, not all of a job's.
-            tables: int64 ``[R, max_blocks]``.
+            work: whose jobs are int32 ``[N, num_parts, 5]``: token, row of the tables, key/value head, and the
+                positions from and to which (excluded) the part goes; a part may be empty, not all of a job's.
             partials: float32, at least ``N * num_parts * share * (D + 2)``: scratch.
         """
         _, hk, block_size, d = kv.keys.shape
-        walk = Walk(
-            *(kv.keys.data_ptr(), kv.values.data_ptr(), q.stride(0), hk, q.shape[1] // hk, d, block_size),
+        call = _AttentionCall(
+            *(kv.keys.data_ptr(), kv.values.data_ptr(), q.data_ptr(), ctypes.addressof(work)),
+            *(partials.data_ptr(), out.data_ptr(), q.stride(0), hk, q.shape[1] // hk, d, block_size),
             *(scale, soft_cap or 0),
         )
-        self._functions["octavo_attention", q.dtype](
-            *(ctypes.addressof(walk), q.data_ptr(), jobs.ctypes.data, tables.data_ptr(), tables.stride(0)),
-            *(len(jobs), num_parts, partials.data_ptr(), out.data_ptr()),
-        )
+        self._run("attention", q.dtype, call, q, partials, out, *kv.tensors)
 
 
 def fits_attention(q: Tensor, kv: KVLayer) -> bool:

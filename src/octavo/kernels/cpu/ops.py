@@ -12,6 +12,8 @@ Quantized weights are woven into panels (`panels.py`), which C kernels multiply 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,10 +23,13 @@ from octavo.kernels.cpu.build import load_library
 from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
 from octavo.kernels.cpu.panels import AS_FAST, Panels
 from octavo.kernels.cpu.quantized import QuantizedProducts
+from octavo.kernels.cpu.recording import Pool, record
 from octavo.kernels.cpu.rounded import RoundedPanels
+from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.packed import Operand, PackedWeight, PerExpert, StackedWeight
 from octavo.kernels.packed_parts import take_expert
+from octavo.kernels.recording import Recording
 from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
 
@@ -38,9 +43,23 @@ class CpuOps(ReferenceOps):
     def __init__(self) -> None:
         super().__init__()
         library = load_library()
-        self._native = Native(library) if library is not None else None
-        self._quantized = QuantizedProducts(library) if library is not None else None
+        self._tasks = tasks = None if library is None else Tasks(library)
+        self._native = None if tasks is None else Native(tasks)
+        self._quantized = None if library is None or tasks is None else QuantizedProducts(library, tasks)
         self._packs = packs_weights()
+        self._pool = Pool()
+
+    def record(self, batch: ForwardBatch, compute: Callable[[], Tensor]) -> tuple[Tensor, Recording | None]:
+        if self._tasks is None:
+            return compute(), None
+        return record(self._tasks, self._pool, batch, compute)
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        if self._native is None or ids.dtype is not torch.int64 or not fits_rows(weight) or not ids.is_contiguous():
+            return super().embedding(ids, weight)
+        out = weight.new_empty(len(ids), weight.shape[1])
+        self._native.embedding(ids, weight, out)
+        return out
 
     def pack_linear(self, weight: Operand) -> Operand:
         if isinstance(weight, StackedWeight):
@@ -86,6 +105,13 @@ class CpuOps(ReferenceOps):
         self._native.add_rms_norm(x, total, weight, eps, out)
         return out, total
 
+    def _add_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if residual is not None or self._native is None or not fits_rows(x, weight):
+            return super()._add_norm(x, residual, weight, eps)
+        out, total = self._workspace.take("normed", tuple(x.shape), x), x.new_empty(x.shape, dtype=torch.float32)
+        self._native.add_rms_norm(x, total, weight, eps, out, starts=True)
+        return out, total
+
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         rows, size = gate_up.shape
         if self._native is None or not fits_rows(gate_up) or size % 32:
@@ -108,7 +134,7 @@ class CpuOps(ReferenceOps):
         norms = [norm for norm in (q_norm, k_norm) if norm is not None]
         if self._native is None or not fits_rows(qkv, kv.keys, kv.values, *norms) or d % 32:
             return super().rotate_and_store(qkv, plan, cos_sin, q_norm, k_norm, eps, kv)
-        self._native.rotate_and_store(qkv, own.positions, own.slots, cos_sin, q_norm, k_norm, eps, kv)
+        self._native.rotate_and_store(qkv, own.places, cos_sin, q_norm, k_norm, eps, kv)
         return qkv.view(len(qkv), -1, d)[:, : -2 * kv.keys.shape[1]]
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
@@ -128,17 +154,11 @@ class CpuOps(ReferenceOps):
         if self._native is None or not fits_attention(q, kv):
             return super().attention(q, kv, own, scale=scale, window=window, soft_cap=soft_cap)
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
-        jobs = own.jobs(window)
-        if len(jobs):
-            size = jobs.shape[0] * jobs.shape[1] * (q.shape[1] // kv.keys.shape[1]) * (q.shape[2] + 2)
+        work = own.work(window)
+        if work.num_groups:
+            size = own.most_jobs(q.shape[0]) * (q.shape[1] // kv.keys.shape[1]) * (q.shape[2] + 2)
             partials = self._workspace.take("partials", (size,), q, torch.float32)
-            self._native.attention(
-                *(q, kv, jobs, jobs.shape[1], own.tables),
-                scale=scale,
-                soft_cap=soft_cap,
-                partials=partials,
-                out=out,
-            )
+            self._native.attention(q, kv, work, scale=scale, soft_cap=soft_cap, partials=partials, out=out)
         reference.attend_groups(q, kv, own, own.long_groups(window), scale, soft_cap, out)
         return out
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu.arena import Arena, Scratch
+from octavo.kernels.cpu.tasks import Tasks, function
 from octavo.kernels.packed import BlockWeight, Fp8Weight, Int4Weight, Int8Weight, PackedWeight
 
 TILE = 16
@@ -100,18 +101,27 @@ class Panels(PackedWeight):
         return self.form.outputs, self.form.inputs
 
 
-class Products:
-    """The functions of the compiled library that make panels and multiply with them."""
+class _PackCall(ctypes.Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("form", "stored", "to", "scratch"))
 
-    def __init__(self, library: ctypes.CDLL, arena: Arena) -> None:
-        self._arena = arena
+
+class _ProductCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("form", "panels", "x", "order", "bias", "out", "scratch")),
+        *(("rows", c_int64), ("out_stride", c_int64), ("bf16", c_int32)),
+    )
+
+
+class Products:
+    """The tasks of the compiled library that make panels and multiply with them."""
+
+    def __init__(self, library: ctypes.CDLL, tasks: Tasks, arena: Arena) -> None:
+        self._tasks, self._arena = tasks, arena
         self._bytes = function(library, "octavo_panels_bytes", (c_void_p,), c_int64)
         self._pack_scratch = function(library, "octavo_pack_scratch", (c_void_p,), c_int64)
-        self._pack = function(library, "octavo_pack", (c_void_p, c_void_p, c_void_p, c_void_p, c_int))
         sizes = (c_void_p, c_int64, c_int, c_int, c_int)
         self._scratch = function(library, "octavo_product_scratch", sizes, c_int64)
-        product = (*(c_void_p,) * 4, c_int64, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_int)
-        self._product = function(library, "octavo_product", product)
+        self._pack, self._product = tasks.address("octavo_pack"), tasks.address("octavo_product")
 
     def weave(self, weight: PackedWeight) -> Panels | None:
         """``weight`` in panels; None if they cannot say what it is."""
@@ -152,27 +162,30 @@ class Products:
         stored = Stored(
             *(rows.data_ptr(), *(None if x is None else x.data_ptr() for x in numbers), rows.stride(0), kind),
         )
-        threads = torch.get_num_threads()
         at = ctypes.addressof(form)
         data = self._arena.take(self._bytes(at))
-        scratch = torch.empty(threads * self._pack_scratch(at), dtype=torch.uint8)
-        self._pack(at, ctypes.addressof(stored), data.data_ptr(), scratch.data_ptr(), threads)
+        scratch = torch.empty(self._tasks.threads * self._pack_scratch(at), dtype=torch.uint8)
+        call = _PackCall(at, ctypes.addressof(stored), data.data_ptr(), scratch.data_ptr())
+        self._tasks.run(self._pack, call, rows, *numbers, data, scratch)
         return Panels(form=form, data=data)
 
     def multiply(self, x: Tensor, weight: Panels, bias: Tensor | None, out: Tensor, scratch: Scratch) -> None:
         """``out [T, N] = x [T, K] @ weight.T + bias``, all bfloat16 or all float32 and contiguous."""
-        rows, bf16, order, threads = x.shape[0], x.dtype is torch.bfloat16, weight.order, torch.get_num_threads()
-        at = ctypes.addressof(weight.form)
-        at_most = 1 << max(rows - 1, 0).bit_length()
-        size = weight.scratch.get((at_most, bf16, threads))
-        if size is None:
-            size = self._scratch(at, at_most, bf16, order is not None, threads)
-            weight.scratch[at_most, bf16, threads] = size
-        self._product(
-            *(at, weight.data.data_ptr(), x.data_ptr(), None if order is None else order.data_ptr()),
-            *(rows, bf16, None if bias is None else bias.data_ptr(), out.data_ptr(), weight.form.outputs),
-            *(scratch.take(size), threads),
+        rows, bf16, order = x.shape[0], x.dtype is torch.bfloat16, weight.order
+        memory = scratch.take(self._scratch_bytes(weight, rows, bf16))
+        call = _ProductCall(
+            *(ctypes.addressof(weight.form), weight.data.data_ptr(), x.data_ptr()),
+            *(None if tensor is None else tensor.data_ptr() for tensor in (order, bias)),
+            *(out.data_ptr(), memory.data_ptr(), rows, weight.form.outputs, bf16),
         )
+        self._tasks.run(self._product, call, weight.data, x, order, bias, out, memory)
+
+    def _scratch_bytes(self, weight: Panels, rows: int, bf16: bool) -> int:
+        key = 1 << max(rows - 1, 0).bit_length(), bf16, self._tasks.threads
+        if key not in weight.scratch:
+            at, ordered = ctypes.addressof(weight.form), weight.order is not None
+            weight.scratch[key] = self._scratch(at, key[0], bf16, ordered, key[2])
+        return weight.scratch[key]
 
 
 def fits_groups(weight: Int8Weight | Int4Weight) -> bool:
@@ -202,12 +215,3 @@ def _block_form(weight: BlockWeight) -> Form:
     return Form(
         *(n, k, how.bits, _INTEGERS, how.centre, how.tiles, how.groups, headers, True, how.sub, how.floors),
     )
-
-
-def function(
-    library: ctypes.CDLL, name: str, arguments: tuple[type, ...], result: type | None = None
-) -> ctypes._FuncPointer:
-    """The library's function of that name."""
-    found = library[name]
-    found.argtypes, found.restype = arguments, result
-    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.kernels.cpu.arena import Arena, Scratch
 from octavo.kernels.cpu.panels import Panels, Products
 from octavo.kernels.cpu.rounded import RoundedPanels, RoundedProducts
+from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.packed import Fp8Weight, Int8Weight, PackedWeight
 from octavo.kernels.reference.quantized import round_fp8
 
@@ -19,9 +20,9 @@ _DTYPES = (torch.bfloat16, torch.float32)
 class QuantizedProducts:
     """Makes packed weights and multiplies with them."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, tasks: Tasks) -> None:
         arena = Arena()
-        self._exact, self._rounded = Products(library, arena), RoundedProducts(library, arena)
+        self._exact, self._rounded = Products(library, tasks, arena), RoundedProducts(library, tasks, arena)
         self._scratch = Scratch()
 
     def pack(self, weight: PackedWeight) -> PackedWeight:

@@ -2,22 +2,23 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "attention.h"
+#include "team.h"
+
 #define MAX_HEAD_DIM 256
 #define MAX_SHARE 32
 #define MAX_PARTS 64
 
-/* What all jobs of a call have in common. */
 typedef struct {
   const void *keys, *values; /* [num_blocks, num_kv_heads, block_size, head_dim] */
-  int64_t query_stride;      /* elements from one token's queries to the next one's */
+  const void *queries;       /* of each token [num_kv_heads * share, head_dim] */
+  const AttentionWork *work;
+  float *partials; /* [jobs][share * (head_dim + 2)]: scratch */
+  void *out;       /* [tokens, num_kv_heads * share * head_dim] */
+  int64_t query_stride; /* elements from one token's queries to the next one's */
   int32_t num_kv_heads, share, head_dim, block_size;
   float scale, soft_cap; /* soft_cap 0: none */
-} Walk;
-
-/* One query token, one key/value head, the context's positions begin..end-1. */
-typedef struct {
-  int32_t token, row, head, begin, end;
-} Job;
+} AttentionCall;
 
 #include "vector.h"
 

@@ -1,4 +1,44 @@
 /* Norms, activation, rotation for bfloat16 and float32; elementwise.inc has the idea. */
+#include "attention.h"
+#include "team.h"
+
+/* out [rows, size] = the rows of weight [.., size] that ids name. */
+typedef struct {
+  const int64_t *ids;
+  const void *weight;
+  void *out;
+  int64_t rows, size;
+} EmbeddingCall;
+
+/* out [rows, size] = rms_norm(x + residual) * weight, residual [rows, size] += x. */
+typedef struct {
+  const void *x, *weight;
+  float *residual;
+  void *out;
+  int64_t rows, size;
+  float eps;
+  int32_t starts; /* residual holds nothing yet, and counts as 0 */
+} AddRmsNormCall;
+
+/* out [rows, size] = silu(gate) * up of gate_up [rows, 2 size]. */
+typedef struct {
+  const void *gate_up;
+  void *out;
+  int64_t rows, size;
+} SiluMulCall;
+
+/* Queries and keys of qkv [rows, (Hq + 2 Hk) D] are normalised (if there are weights) and rotated in place; keys and
+   values are copied to their slots of the cache [num_blocks, Hk, block_size, D]. */
+typedef struct {
+  void *qkv;
+  const AttentionWork *work;
+  const float *cos_sin;
+  const void *q_norm, *k_norm; /* or null */
+  void *keys, *values;
+  int64_t rows, num_heads, num_kv_heads, head_dim, block_size;
+  float eps;
+} RotateAndStoreCall;
+
 #include "elementwise.inc"
 #define BF16
 #include "elementwise.inc"

@@ -1,8 +1,7 @@
 /* From the forms of checkpoints to the panels of panels.h. Each row is taken apart into codes, a byte each, and numbers
    for its headers and sub-scales; then sixteen rows are woven into a panel. */
-#include <omp.h>
-
 #include "panels.h"
+#include "team.h"
 
 enum { Q4_0 = 1, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, INT8, INT4, FP8 };
 
@@ -156,14 +155,20 @@ int64_t octavo_panels_bytes(const Form *f) { return num_panels(f) * panel_bytes(
 
 int64_t octavo_pack_scratch(const Form *f) { return LANES * row_size(f); }
 
-/* `to` [octavo_panels_bytes] from `stored`; scratch: octavo_pack_scratch for each thread. */
-void octavo_pack(const Form *form, const Stored *stored, uint8_t *to, uint8_t *scratch, int threads) {
-  Form f = *form;
-  Stored s = *stored;
-  int64_t size = row_size(&f);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t panel = 0; panel < num_panels(&f); panel++) {
-    uint8_t *memory = scratch + omp_get_thread_num() * LANES * size;
+typedef struct {
+  const Form *form;
+  const Stored *stored;
+  uint8_t *to;      /* [octavo_panels_bytes] */
+  uint8_t *scratch; /* octavo_pack_scratch for each member */
+} PackCall;
+
+void octavo_pack(const PackCall *call, const Member *me) {
+  Form f = *call->form;
+  Stored s = *call->stored;
+  int64_t size = row_size(&f), first, last;
+  uint8_t *memory = call->scratch + me->index * LANES * size;
+  team_part(me, num_panels(&f), &first, &last);
+  for (int64_t panel = first; panel < last; panel++) {
     memset(memory, 0, LANES * size);
     for (int n = 0; n < LANES && panel * LANES + n < f.outputs; n++) {
       Row row = row_at(&f, memory + n * size);
@@ -171,6 +176,6 @@ void octavo_pack(const Form *form, const Stored *stored, uint8_t *to, uint8_t *s
       if (s.kind <= Q6_K) blocks_of(&f, &s, from, &row);
       else values_of(&f, &s, from, panel * LANES + n, &row);
     }
-    weave(&f, memory, to + panel * panel_bytes(&f));
+    weave(&f, memory, call->to + panel * panel_bytes(&f));
   }
 }

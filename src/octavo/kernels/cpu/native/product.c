@@ -5,10 +5,9 @@
    first also writes the numbers out, to memory that stays in the core's cache, and the others read them there.
 
    x is laid out tile by tile, and in a tile pair of inputs by pair, the rows' pairs beside each other. */
-#include <omp.h>
-
 #include "output.h"
 #include "panels.h"
+#include "team.h"
 
 #ifdef __AVX512F__
 #define MOST_ROWS 12 /* of a tile */
@@ -245,32 +244,39 @@ int64_t octavo_product_scratch(const Form *f, int64_t rows, int bf16, int ordere
   return scratch_for(f, &s, threads).all;
 }
 
-/* out [rows][stride] = x [rows][inputs] times panels, + bias. See `octavo.kernels.cpu.panels`. */
-void octavo_product(const Form *form, const uint8_t *panels, const void *x, const int32_t *order, int64_t rows,
-                    int bf16, const void *bias, void *out, int64_t out_stride, uint8_t *scratch, int threads) {
-  if (!rows) return;
-  Form f = *form;
-  Source s = {x, order, rows, f.inputs, bf16};
-  Output to = {out, bias, out_stride, bf16};
-  Scratch places = scratch_for(&f, &s, threads);
-  X *tiles = (X *)scratch;
-  float *sums = (float *)(scratch + places.sums);
+/* out [rows][stride] = x [rows][inputs] times panels, + bias. */
+typedef struct {
+  const Form *form;
+  const uint8_t *panels;
+  const void *x;
+  const int32_t *order; /* of the columns of x, or null */
+  const void *bias;     /* or null */
+  void *out;
+  uint8_t *scratch; /* octavo_product_scratch for as many threads as there are members, 64-byte aligned */
+  int64_t rows, out_stride;
+  int32_t bf16; /* x, bias and out; else float32 */
+} ProductCall;
+
+void octavo_product(const ProductCall *call, const Member *me) {
+  if (!call->rows) return;
+  Form f = *call->form;
+  Source s = {call->x, call->order, call->rows, f.inputs, call->bf16};
+  Output to = {call->out, call->bias, call->out_stride, call->bf16};
+  Scratch places = scratch_for(&f, &s, me->size);
+  X *tiles = (X *)call->scratch;
+  float *sums = (float *)(call->scratch + places.sums);
+  uint8_t *mine = call->scratch + places.threads + me->index * places.each;
   int parts = parts_of(&s), moves = places.sums != 0;
-  Input in = {moves ? tiles : x, sums, padded_inputs(&f), (int64_t)f.headers * f.groups, rows * parts, parts};
+  Input in = {moves ? tiles : s.x, sums, padded_inputs(&f), (int64_t)f.headers * f.groups, s.rows * parts, parts};
   int64_t size = panel_bytes(&f), chunk = chunk_size(&f);
-  int64_t chunks = (in.inputs + chunk - 1) / chunk, num_tiles = (in.rows + MOST_ROWS - 1) / MOST_ROWS;
+  int64_t chunks = (in.inputs + chunk - 1) / chunk, num_tiles = (in.rows + MOST_ROWS - 1) / MOST_ROWS, first, last;
   Table table = table_of(&f);
-  uint8_t *mine = scratch + places.threads;
-  /* Threads wait for each other once a product, or twice if laying out pays: on a busy machine a wait is long. */
-#pragma omp parallel for schedule(static) num_threads(threads) if (in.rows * in.inputs >= 1 << 14)
-  for (int64_t i = 0; i < (moves ? num_tiles * chunks : 0); i++) {
-    X *piece = (X *)(mine + omp_get_thread_num() * places.each);
-    lay_out(&s, &f, i / chunks * MOST_ROWS, i % chunks * chunk, piece, tiles, sums);
-  }
-  if (!moves && f.floors) sum_groups(in.x, &f, in.inputs, sums, 1);
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * f.outputs * f.inputs >= 1 << 16)
-  for (int64_t panel = 0; panel < num_panels(&f); panel++) {
-    uint8_t *wide = mine + omp_get_thread_num() * places.each + places.piece;
-    run_panel(&f, &table, panels + panel * size, panel, &in, wide, &to);
-  }
+  team_part(me, moves ? num_tiles * chunks : 0, &first, &last);
+  for (int64_t i = first; i < last; i++)
+    lay_out(&s, &f, i / chunks * MOST_ROWS, i % chunks * chunk, (X *)mine, tiles, sums);
+  if (!moves && f.floors && me->index == 0) sum_groups(in.x, &f, in.inputs, sums, 1);
+  if (moves || f.floors) team_wait(me);
+  team_part(me, num_panels(&f), &first, &last);
+  for (int64_t panel = first; panel < last; panel++)
+    run_panel(&f, &table, call->panels + panel * size, panel, &in, mine + places.piece, &to);
 }

@@ -5,9 +5,8 @@
 
    A panel of 16 outputs is one stretch of memory: 16 scales, 16 corrections, then for each 4 inputs 16 times 4 weights.
    x becomes tiles of rows; in a tile the rows' 4 numbers stand beside each other for each 4 inputs. */
-#include <omp.h>
-
 #include "output.h"
+#include "team.h"
 #include "vector.h"
 
 #ifdef __AVX512F__
@@ -25,22 +24,28 @@ int64_t octavo_panels8_bytes(int64_t outputs, int64_t inputs) {
   return (outputs + LANES - 1) / LANES * (HEADER + LANES * padded(inputs));
 }
 
-void octavo_pack8(const int8_t *values, const float *scales, int64_t outputs, int64_t inputs, uint8_t *to,
-                  int threads) {
-  int64_t size = HEADER + LANES * padded(inputs);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t panel = 0; panel < (outputs + LANES - 1) / LANES; panel++) {
-    uint8_t *at = to + panel * size;
+typedef struct {
+  const int8_t *values; /* [outputs][inputs] */
+  const float *scales;  /* [outputs] */
+  uint8_t *to;          /* [octavo_panels8_bytes] */
+  int64_t outputs, inputs;
+} Pack8Call;
+
+void octavo_pack8(const Pack8Call *call, const Member *me) {
+  int64_t outputs = call->outputs, inputs = call->inputs, size = HEADER + LANES * padded(inputs), first, last;
+  team_part(me, (outputs + LANES - 1) / LANES, &first, &last);
+  for (int64_t panel = first; panel < last; panel++) {
+    uint8_t *at = call->to + panel * size;
     memset(at, 0, size);
     for (int n = 0; n < LANES && panel * LANES + n < outputs; n++) {
-      const int8_t *row = values + (panel * LANES + n) * inputs;
+      const int8_t *row = call->values + (panel * LANES + n) * inputs;
       int32_t total = 0;
       for (int64_t k = 0; k < inputs; k++) {
         total += row[k];
         at[HEADER + k / 4 * 64 + n * 4 + k % 4] = row[k];
       }
       total *= 128;
-      memcpy(at + 4 * n, scales + panel * LANES + n, 4);
+      memcpy(at + 4 * n, call->scales + panel * LANES + n, 4);
       memcpy(at + 64 + 4 * n, &total, 4);
     }
   }
@@ -167,27 +172,42 @@ static int64_t tile_rows(int64_t rows) {
 
 int64_t octavo_product8_scratch(int64_t rows, int64_t inputs) { return tile_rows(rows) * (padded(inputs) + 4) + 64; }
 
-void octavo_product8(const uint8_t *panels, const void *x, int64_t rows, int64_t outputs, int64_t inputs, int bf16,
-                     const void *bias, void *out, int64_t out_stride, uint8_t *scratch, int threads) {
-  if (!rows) return;
-  Output to = {out, bias, out_stride, bf16};
-  int64_t size = HEADER + LANES * padded(inputs), width = padded(inputs);
-  float *scales = (float *)(scratch + (tile_rows(rows) * width + 63) / 64 * 64);
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 2 * MOST_ROWS)
-  for (int64_t first = 0; first < rows; first += MOST_ROWS) {
-    int M = kernel_for(rows - first).rows;
-    for (int r = 0; r < M; r++) {
-      int64_t row = first + r < rows ? first + r : rows - 1; /* the last again, for nobody */
-      scales[first + r] = row_scale(x, bf16, row * inputs, inputs);
-      round_row(x, bf16, row * inputs, inputs, scales[first + r], M, r, scratch + first * width);
-    }
+/* out [rows][stride] = x [rows][inputs] times panels, + bias. */
+typedef struct {
+  const uint8_t *panels;
+  const void *x, *bias; /* bias may be null */
+  void *out;
+  uint8_t *scratch; /* octavo_product8_scratch */
+  int64_t rows, outputs, inputs, out_stride;
+  int32_t bf16; /* x, bias and out; else float32 */
+} Product8Call;
+
+/* The rows first..first+M-1 of x as a tile, and their scales. */
+static void round_tile(const Product8Call *c, int64_t first, uint8_t *tile, float *scales) {
+  int M = kernel_for(c->rows - first).rows;
+  for (int r = 0; r < M; r++) {
+    int64_t row = first + r < c->rows ? first + r : c->rows - 1; /* the last again, for nobody */
+    scales[r] = row_scale(c->x, c->bf16, row * c->inputs, c->inputs);
+    round_row(c->x, c->bf16, row * c->inputs, c->inputs, scales[r], M, r, tile);
   }
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * outputs * inputs >= 1 << 16)
-  for (int64_t panel = 0; panel < (outputs + LANES - 1) / LANES; panel++)
-    for (int64_t first = 0; first < rows; first += MOST_ROWS) {
+}
+
+void octavo_product8(const Product8Call *call, const Member *me) {
+  const Product8Call c = *call;
+  if (!c.rows) return;
+  Output to = {c.out, c.bias, c.out_stride, c.bf16};
+  int64_t width = padded(c.inputs), size = HEADER + LANES * width, begin, end;
+  float *scales = (float *)(c.scratch + (tile_rows(c.rows) * width + 63) / 64 * 64);
+  team_part(me, (c.rows + MOST_ROWS - 1) / MOST_ROWS, &begin, &end);
+  for (int64_t first = begin * MOST_ROWS; first < end * MOST_ROWS; first += MOST_ROWS)
+    round_tile(&c, first, c.scratch + first * width, scales + first);
+  team_wait(me);
+  team_part(me, (c.outputs + LANES - 1) / LANES, &begin, &end);
+  for (int64_t panel = begin; panel < end; panel++)
+    for (int64_t first = 0; first < c.rows; first += MOST_ROWS) {
       float y[MOST_ROWS * LANES] __attribute__((aligned(64)));
-      int left = rows - first < MOST_ROWS ? rows - first : MOST_ROWS;
-      kernel_for(left).run(panels + panel * size, width, scratch + first * width, scales + first, y);
-      write_out(y, first, left, 1, panel, outputs, &to);
+      int left = c.rows - first < MOST_ROWS ? c.rows - first : MOST_ROWS;
+      kernel_for(left).run(c.panels + panel * size, width, c.scratch + first * width, scales + first, y);
+      write_out(y, first, left, 1, panel, c.outputs, &to);
     }
 }

@@ -1,0 +1,31 @@
+"""Logits of steps in which each row has one token, on a backend that can record what it computes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octavo.kernels.forward_batch import ForwardBatch
+from octavo.kernels.ops import Ops
+from octavo.kernels.recording import Recording
+from octavo.models.decoder import DecoderModel
+
+
+class DecodeSteps:
+    """Computes such steps; records the first of each size, and replays it for the later ones."""
+
+    def __init__(self, model: DecoderModel, ops: Ops) -> None:
+        self._model, self._ops = model, ops
+        self._recordings: dict[int, Recording | None] = {}
+
+    def logits(self, batch: ForwardBatch) -> Tensor:
+        """Of each row, ``[R, V]`` in the model's dtype; good until the next step."""
+        rows = len(batch.query_lens)
+        if rows in self._recordings and (recording := self._recordings[rows]) is not None:
+            return recording.replay(batch)
+        if rows in self._recordings:
+            return self._compute(batch)
+        logits, self._recordings[rows] = self._ops.record(batch, lambda: self._compute(batch))
+        return logits
+
+    def _compute(self, batch: ForwardBatch) -> Tensor:
+        return self._model.raw_logits(self._model(batch))
