@@ -18,9 +18,13 @@ from octavo.weights.hf_config import read_config
 class InMemory:
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.name, self.tensor, self.shape, self.nbytes = name, tensor, tuple(tensor.shape), tensor.nbytes
+        self.released = False
 
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.tensor.to(dtype)
+    def read(self, dtype: torch.dtype, rows: slice = slice(None)) -> torch.Tensor:
+        return self.tensor[rows].to(dtype)
+
+    def release(self, rows: slice = slice(None)) -> None:
+        self.released = True
 
 
 def fresh(path):
@@ -47,6 +51,12 @@ def test_fused_weights_are_their_parts(tiny, tensors):
     assert torch.equal(layer.self_attn.qkv_proj.weight.data, torch.cat(parts))
     gate, up = (tensors[f"model.layers.1.mlp.{name}_proj.weight"].tensor for name in ("gate", "up"))
     assert torch.equal(layer.mlp.gate_up_proj.weight.data, torch.cat((gate, up)))
+
+
+def test_every_tensor_is_let_go(tiny, tensors):
+    """A list of tensors, as the engine has it, lets go of none by itself."""
+    load_weights(fresh(tiny[1]), tensors.values())
+    assert all(tensor.released for tensor in tensors.values())
 
 
 def test_places_are_the_names_of_the_checkpoint(tiny, tensors):

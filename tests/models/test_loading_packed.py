@@ -128,22 +128,33 @@ def test_the_head_of_int4_has_8_bits(tiny):
     assert isinstance(model.model.layers[0].mlp.gate_up_proj.packed, Int4Weight)
 
 
-def test_plain_memory_is_there_for_few_matrices_at_once(tiny, monkeypatch):
-    """Tensors come in the order of their names, so that pieces of three matrices may be waiting for their last one."""
-    model = build_model(tiny.config, Build(ReferenceOps(), packing=Packing(SCHEMES["int8"])), 64)
-    weights = [module.weight for module in matrices(model).values()]
-    most, allocate = 0, Weight.allocate
+@pytest.mark.parametrize("name", ["int8", "int4-g32", "fp8-tensor"])
+def test_what_is_quantized_never_has_plain_memory(tiny, name, monkeypatch):
+    model = build_model(tiny.config, Build(ReferenceOps(), packing=Packing(SCHEMES[name])), 64)
+    quantized = {id(module.weight) for module in matrices(model).values() if module.scheme is not None}
+    allocate = Weight.allocate
 
     def counted(weight):
-        nonlocal most
+        assert id(weight) not in quantized
         allocate(weight)
-        most = max(most, sum(other.numel() for other in weights))
 
     monkeypatch.setattr(Weight, "allocate", counted)
     load_weights(model, sorted(tiny.tensors(), key=lambda tensor: tensor.name))
-    one_layer = sum(weight.full_shape[0] * weight.full_shape[1] for weight in weights[:4])
-    assert 0 < most < one_layer
-    assert sum(weight.numel() for weight in weights) == 0
+    assert all(module.packed is not None for module in matrices(model).values() if module.scheme is not None)
+
+
+def test_each_matrix_is_packed_before_the_next_ones_are_there(tiny):
+    """What is in another form already, and what has no piece yet, when each matrix is packed."""
+    seen = []
+
+    class Watching(ReferenceOps):
+        def pack_linear(self, weight):
+            seen.append(sum(module.is_whole for module in matrices(model).values()))
+            return weight
+
+    model = build_model(tiny.config, Build(Watching()), 64)
+    load_weights(model, list(tiny.tensors()), pack=True)
+    assert seen == list(range(1, len(matrices(model)) + 1))
 
 
 @pytest.mark.parametrize("name", [None, "int8", "int4", "fp8-block"])
@@ -154,7 +165,7 @@ def test_bytes_before_and_after(checkpoint, name, request):
     model = load(checkpoint, packing)
     build = Build(ReferenceOps(), device=torch.device("meta"), packing=packing)
     estimate, actual = loaded_bytes(build_model(checkpoint.config, build, 1), packing), param_bytes(model)
-    largest = max(4 * module.weight.full_shape[0] * module.weight.full_shape[1] for module in matrices(model).values())
+    largest = max(module.operand.nbytes for module in matrices(model).values())
     if name is None:
         assert estimate == actual
     else:

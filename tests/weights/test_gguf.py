@@ -11,8 +11,9 @@ import torch
 
 from helpers_gguf import hugging_face_arrays, model_metadata, permute, write_gguf, write_llama
 from octavo.errors import ModelError
-from octavo.weights.gguf import GGUFCheckpoint, hugging_face_name, unpermute
+from octavo.weights.gguf import GGUFCheckpoint, hugging_face_name
 from octavo.weights.gguf_file import GGUFFile
+from octavo.weights.row_order import unpermute
 
 
 def state(checkpoint: GGUFCheckpoint, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

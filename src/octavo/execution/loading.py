@@ -9,7 +9,7 @@ from tqdm import tqdm
 from octavo.execution.weight_cache import WeightCache
 from octavo.models.decoder import DecoderModel
 from octavo.models.given import give_weights, packed_weights
-from octavo.models.loading import load_weights, pack_weights
+from octavo.models.loading import load_weights
 from octavo.weights.checkpoint import LazyTensor
 
 
@@ -23,7 +23,6 @@ def load_and_pack(
     """
     given = cache is not None and _give(model, cache)
     _load(model, tensors, progress and not given)
-    pack_weights(model)
     if cache is not None and not given:
         cache.store(packed_weights(model))
 
@@ -52,4 +51,4 @@ def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) ->
         disable=not progress,
     )
     with bar:
-        load_weights(model, tensors, bar.update)
+        load_weights(model, tensors, bar.update, pack=True)

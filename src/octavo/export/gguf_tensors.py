@@ -17,7 +17,7 @@ from octavo.config import ModelConfig
 from octavo.errors import ModelError
 from octavo.models import gemma, gpt2, mixtral
 from octavo.models.tensors import renamed
-from octavo.weights.checkpoint import LazyTensor
+from octavo.weights.checkpoint import ALL, LazyTensor
 from octavo.weights.gguf import PERMUTED
 from octavo.weights.gguf_names import EXPERT_NAMES, LAYER_NAMES, MODEL_NAMES, ONE_PLUS, OTHER_NAMES
 
@@ -65,14 +65,15 @@ class Changed(LazyTensor):
         self.shape = tensor.shape[::-1] if turned else tensor.shape
         self._tensor, self._turned, self._plus_one = tensor, turned, plus_one
 
-    def read(self, dtype: torch.dtype) -> Tensor:
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> Tensor:
+        if self._turned:
+            return self._tensor.read(dtype).T[rows].contiguous()
         if self._plus_one:
-            return (self._tensor.read(torch.float32) + 1).to(dtype)
-        values = self._tensor.read(dtype)
-        return values.T.contiguous() if self._turned else values
+            return (self._tensor.read(torch.float32, rows) + 1).to(dtype)
+        return self._tensor.read(dtype, rows)
 
-    def release(self) -> None:
-        self._tensor.release()
+    def release(self, rows: slice = ALL) -> None:
+        self._tensor.release(ALL if self._turned else rows)
 
 
 def stored_tensors(config: ModelConfig, architecture: str, tensors: Iterable[LazyTensor]) -> Iterator[Stored]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
+from functools import cache
 
 import torch
 from torch import Tensor
 
-SMALLEST = 1 << 20
+SMALLEST = 1 << 16
 """Bytes: less is the allocator's affair."""
 
 
@@ -24,3 +26,19 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
         return torch.empty(shape, dtype=dtype, device=device)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=dtype).view(shape)
+
+
+def trim() -> None:
+    """Give back what the C library keeps of freed memory, if it is glibc: between what stays, that may be a lot."""
+    if (malloc_trim := _malloc_trim()) is not None:
+        malloc_trim(0)
+
+
+@cache
+def _malloc_trim() -> ctypes._FuncPointer | None:
+    try:
+        function = ctypes.CDLL(None)["malloc_trim"]
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return None
+    function.argtypes, function.restype = (ctypes.c_size_t,), ctypes.c_int
+    return function

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from octavo.config import ExpertsConfig, ModelConfig
 from octavo.errors import ModelError
 from octavo.kernels.lora import LoraPlan
+from octavo.kernels.packed import PackedWeight
 from octavo.kernels.packed_parts import stack_rows
 from octavo.layers.build import Build
 from octavo.layers.norm import Norm
 from octavo.layers.weight import ALL, Matrix, Place, Weight
 from octavo.quantization.dummy import random_weight
 from octavo.quantization.pack import quantize
+from octavo.quantization.schemes import Scheme
 
 
 class Router(nn.Module):
@@ -41,13 +43,14 @@ class ExpertsMatrix(Matrix):
         self.count = count
         self.weight = Weight(build, (count * shape[0], shape[1]), places, lazily=build.packing.active)
 
-    def quantize(self) -> None:
+    def _quantized(self, scheme: Scheme) -> PackedWeight:
         """As any other matrix; but rows that share a scale are all of one expert."""
-        if self.scheme is None or self.scheme.rows == 1 or self.packed is not None:
-            super().quantize()
-        else:
-            experts = self.weight.data.chunk(self.count)
-            self._replace(stack_rows([quantize(expert, self.scheme) for expert in experts]))
+        if scheme.rows == 1:
+            return super()._quantized(scheme)
+        with self._pieces() as pieces:
+            stacked = stack_rows([quantize(expert, scheme) for expert in pieces.chunk(self.count)])
+        assert isinstance(stacked, PackedWeight)
+        return stacked
 
     def fill_random(self, pattern: Tensor) -> None:
         if self.scheme is None or self.scheme.rows == 1:

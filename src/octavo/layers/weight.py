@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -14,11 +15,13 @@ from octavo.kernels import memory
 from octavo.kernels.packed import Operand, PackedWeight
 from octavo.kernels.packed_parts import stack_rows, take_columns, take_rows
 from octavo.layers.build import Build
+from octavo.layers.pieces import ALL, Held, Pieces
 from octavo.quantization.dummy import random_weight, tile
 from octavo.quantization.pack import quantize
 from octavo.quantization.schemes import Scheme
 
-ALL = slice(None)
+AT_ONCE = 1 << 20
+"""Weights of a matrix that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,14 @@ class Piece(Protocol):
     @property
     def name(self) -> str: ...
 
-    def read(self, dtype: torch.dtype) -> Tensor: ...
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> Tensor: ...
 
     @property
     def packed_kind(self) -> str | None: ...
 
     def packed(self) -> PackedWeight | None: ...
 
-    def release(self) -> None: ...
+    def release(self, rows: slice = ALL) -> None: ...
 
 
 class Weight(nn.Parameter):
@@ -95,11 +98,22 @@ class Weight(nn.Parameter):
         """Give the memory back."""
         self.data = torch.empty(0, dtype=self.dtype, device=self.device)
 
-    def fill(self, place: Place, tensor: Piece) -> None:
-        """Take one piece of it from the checkpoint, unless it was given as a whole."""
-        if not self.is_given:
-            self.load(place, tensor.read(self.dtype))
-            self.is_expanded = self.is_expanded or tensor.packed_kind is not None
+    def fill(self, place: Place, piece: Piece) -> None:
+        """Read what belongs to ``place``, unless all was given; of a matrix some rows at a time, as they may have to be
+        converted.
+        """
+        if self.is_given:
+            return
+        self.is_expanded = self.is_expanded or piece.packed_kind is not None
+        if len(place.shape) < 2:
+            self.load(place, piece.read(self.dtype))
+            return
+        self.allocate()
+        held = Held.at(place, piece, self.full_shape[0])
+        step = max(1, AT_ONCE // max(place.shape[1], 1))
+        for first in range(held.rows.start, held.rows.stop, step):
+            rows = slice(first, min(first + step, held.rows.stop))
+            held.read_into(self.data[rows], first)
 
     def load(self, place: Place, tensor: Tensor) -> None:
         """Copy this shard's part of a checkpoint's ``tensor`` (of ``place.shape``) to where it belongs."""
@@ -139,6 +153,7 @@ class Matrix(nn.Module):
         self.is_given = False
         self._packed_parts: dict[int | None, Operand] = {}  # by their first row
         self._kept_pieces: list[Piece] = []
+        self._held: list[Held] = []
         self._num_filled = 0
 
     @property
@@ -162,12 +177,19 @@ class Matrix(nn.Module):
         if part is not None:
             self._packed_parts[place.rows.start] = part
             self._kept_pieces.append(tensor)
+        elif not self.keep_plain and self.scheme is not None:
+            self._held.append(Held.at(place, tensor, self.weight.full_shape[0]))
         elif not self.keep_plain:
             self.weight.fill(place, tensor)
         self._num_filled += 1
-        if self._num_filled == len(self.weight.places):
+        if self.is_whole:
             self._join()
             self.quantize()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last piece has come."""
+        return self._num_filled == len(self.weight.places)
 
     def keeps(self, tensor: Piece) -> bool:
         """Whether a piece of the weight stays as the checkpoint has it packed."""
@@ -183,9 +205,24 @@ class Matrix(nn.Module):
         return scheme if scheme is not None and scheme.group_for(self.weight.full_shape[1]) is not None else None
 
     def quantize(self) -> None:
-        """Quantize the plain weight, if that is asked for and fits, and free it."""
+        """Quantize the weight, if that is asked for and fits: from the file, where it has no plain memory."""
         if self.packed is None and self.scheme is not None:
-            self._replace(quantize(self.weight.data, self.scheme))
+            self._replace(self._quantized(self.scheme))
+
+    def _quantized(self, scheme: Scheme) -> PackedWeight:
+        if self.keep_plain:
+            return quantize(self.weight.data, scheme)
+        with self._pieces() as pieces:
+            return quantize(pieces, scheme)
+
+    @contextmanager
+    def _pieces(self) -> Iterator[Pieces]:
+        """What is held of the weight, and is let go afterwards."""
+        held, self._held = self._held, []
+        n, k = self.weight.full_shape
+        yield Pieces(held, 0, n, k, self.weight.dtype, self.weight.device)
+        for each in held:
+            each.piece.release()
 
     def fill_random(self, pattern: Tensor) -> None:
         """Take random numbers, those of ``pattern`` [P] again and again; what would be quantized is made packed."""

@@ -58,13 +58,13 @@ class _Outputs:
     def shape(self) -> tuple[int, ...]:
         return (self.count,)
 
-    def read(self, dtype: torch.dtype) -> Tensor:
-        return torch.arange(self.count, dtype=dtype)
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> Tensor:
+        return torch.arange(self.count, dtype=dtype)[rows]
 
     def packed(self) -> PackedWeight | None:
         return None
 
-    def release(self) -> None:
+    def release(self, rows: slice = ALL) -> None:
         """There is no file behind it."""
 
 

@@ -19,30 +19,46 @@ from octavo.models.decoder import DecoderModel
 from octavo.models.tensors import NamedTensor
 
 DUMMY_STD = 0.02
+TRIM_AFTER = 1 << 24
+"""Bytes of the checkpoint, after which what was freed meanwhile goes back to the system."""
 PATTERN_SIZE = (1 << 20) + 7
 """Odd, so that no two rows of a matrix begin at the same place of the pattern."""
 
 
 def load_weights(
-    model: DecoderModel, tensors: Iterable[NamedTensor], progress: Callable[[int], None] | None = None
+    model: DecoderModel,
+    tensors: Iterable[NamedTensor],
+    progress: Callable[[int], None] | None = None,
+    *,
+    pack: bool = False,
 ) -> None:
-    """Fill all parameters of ``model``, each matrix packed as its `Packing` says as soon as it is whole. ``progress``
-    is called with each tensor's bytes in the checkpoint.
+    """Fill all parameters of ``model``, each matrix packed as its `Packing` says as soon as it is whole.
+
+    Args:
+        progress: called with each tensor's bytes in the checkpoint.
+        pack: bring each matrix into the form that the ops multiply with fastest, too, as `pack_weights` does: so that
+            only one of them is there twice, and that mostly before all others are there.
 
     Raises ``ModelError`` for a tensor that is missing, unknown, there twice or of another shape than the
     configuration implies; the model is then of no use.
     """
     slots = slots_by_name(model)
-    missing = set(slots)
+    missing, untrimmed = set(slots), 0
     for tensor in tensors:
         for own in model.own_tensors(tensor):
             if not _is_ballast(own.name, model.config):
                 _check(own, slots, missing, model.config)
                 for slot in slots[own.name]:
-                    slot.fill(own)
+                    slot.fill(own, pack)
                 missing.remove(own.name)
+        tensor.release()
+        untrimmed += tensor.nbytes
+        if untrimmed >= TRIM_AFTER:
+            memory.trim()
+            untrimmed = 0
         if progress is not None:
             progress(tensor.nbytes)
+    memory.trim()
     if missing:
         first, more = min(missing), len(missing) - 1
         others = f" and {more} more tensors are" if more else " is"
@@ -57,9 +73,12 @@ class Slot:
     weight: Weight
     place: Place
 
-    def fill(self, tensor: NamedTensor) -> None:
+    def fill(self, tensor: NamedTensor, pack: bool) -> None:
+        """Load the tensor; ``pack``: if it is a matrix' last one, bring that into the ops' form."""
         if isinstance(self.module, Matrix) and self.weight is self.module.weight:
             self.module.fill(self.place, tensor)
+            if pack and self.module.is_whole:
+                self.module.pack()
         else:
             self.weight.fill(self.place, tensor)
 

@@ -30,8 +30,8 @@ def loaded_bytes(model: DecoderModel, packing: Packing, tensors: Iterable[NamedT
         return plain + _more_for_kept(kept)
     matrices = [module for module in model.modules() if isinstance(module, Matrix) and module.scheme is not None]
     freed = sum(_plain_bytes(module.weight) for module in matrices if not module.keep_plain)
-    largest = max((_plain_bytes(module.weight) for module in matrices), default=0)
-    return plain - freed + largest + sum(_packed_bytes(module.weight, packing.scheme) for module in matrices)
+    sizes = [_packed_bytes(module.weight, packing.scheme) for module in matrices]
+    return plain - freed + sum(sizes) + max(sizes, default=0)
 
 
 @dataclass(slots=True)

@@ -32,14 +32,14 @@ class NamedTensor(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def read(self, dtype: torch.dtype) -> Tensor: ...
+    def read(self, dtype: torch.dtype, rows: slice = WHOLE) -> Tensor: ...
 
     @property
     def packed_kind(self) -> str | None: ...
 
     def packed(self) -> PackedWeight | None: ...
 
-    def release(self) -> None: ...
+    def release(self, rows: slice = WHOLE) -> None: ...
 
 
 @dataclass(slots=True)
@@ -68,9 +68,16 @@ class Part:
     def nbytes(self) -> int:
         return self.whole.nbytes * self.shape[0] // max(self.whole.shape[0], 1) if self.shape else self.whole.nbytes
 
-    def read(self, dtype: torch.dtype) -> Tensor:
-        tensor = self.whole.read(dtype)
-        return (tensor.T if self.transposed else tensor)[self.rows]
+    def read(self, dtype: torch.dtype, rows: slice = WHOLE) -> Tensor:
+        if self.transposed or not self.shape:
+            tensor = self.whole.read(dtype)
+            return (tensor.T if self.transposed else tensor)[self.rows][rows]
+        wanted = (range(self.whole.shape[0])[self.rows] if isinstance(self.rows, slice) else self.rows)[rows]
+        if isinstance(wanted, range):
+            return self.whole.read(dtype, slice(wanted.start, wanted.stop))
+        first = min(wanted, default=0)  # those that are out of order are near each other
+        near = self.whole.read(dtype, slice(first, max(wanted, default=-1) + 1))
+        return near[[row - first for row in wanted]]
 
     @property
     def packed_kind(self) -> str | None:
@@ -86,8 +93,12 @@ class Part:
         part = take_rows(packed, self.rows)
         return part if isinstance(part, PackedWeight) else None
 
-    def release(self) -> None:
-        self.whole.release()
+    def release(self, rows: slice = WHOLE) -> None:
+        if rows == WHOLE:
+            self.whole.release()
+        elif isinstance(self.rows, slice) and not self.transposed:
+            mine = range(self.whole.shape[0])[self.rows][rows]
+            self.whole.release(slice(mine.start, mine.stop))
 
 
 def own_name(tensor: NamedTensor, names: Mapping[str, str] | None = None) -> NamedTensor:

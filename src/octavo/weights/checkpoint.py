@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from octavo.kernels.packed import PackedWeight
 
 
+ALL = slice(None)
+
+
 class LazyTensor(ABC):
     """A named array that stays on disk (memory-mapped) until it is read.
 
@@ -37,8 +40,9 @@ class LazyTensor(ABC):
     nbytes: int
 
     @abstractmethod
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the values as a CPU tensor of ``shape`` in ``dtype`` (dequantized if need be).
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> torch.Tensor:
+        """Return the values as a CPU tensor of ``shape`` in ``dtype`` (dequantized if need be); or some of its rows,
+        in a step of 1, without reading the others.
 
         Without conversion it may be a read-only view of the file's pages: copy before writing to it.
         """
@@ -54,8 +58,10 @@ class LazyTensor(ABC):
         """
         return None
 
-    def release(self) -> None:  # noqa: B027 (nothing to do for who maps no file)
-        """Let go of the file's pages, which count as resident memory since they were read. Views stay valid."""
+    def release(self, rows: slice = ALL) -> None:  # noqa: B027 (nothing to do for who maps no file)
+        """Let go of the file's pages, which count as resident memory since they were read. Views stay valid. Of
+        ``rows`` only, where they lie together.
+        """
 
 
 @dataclass(frozen=True, slots=True)

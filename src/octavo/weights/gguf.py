@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelError
 from octavo.ggml.block_types import BlockType, dequantize_chunks
-from octavo.weights.checkpoint import Checkpoint, LazyTensor
+from octavo.weights.checkpoint import ALL, Checkpoint, LazyTensor
 from octavo.weights.gguf_config import ROPE_TENSORS, architecture_of, generation_defaults, model_config
 from octavo.weights.gguf_cursor import short
 from octavo.weights.gguf_file import GGUFFile, GGUFTensorInfo, open_gguf
 from octavo.weights.gguf_names import ONE_PLUS, expert_names, hugging_face_name
 from octavo.weights.mapped import releasing
-from octavo.weights.row_order import unpermute
+from octavo.weights.row_order import unpermuted
 
 if TYPE_CHECKING:
     import torch
@@ -122,22 +122,23 @@ class GGUFTensor(LazyTensor):
         self._file, self._info = file, info
         self._permuted_heads, self._kept_plus_one = permuted_heads, kept_plus_one
 
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> torch.Tensor:
         import torch
 
         if self._kept_plus_one:
-            return (self._read(torch.float32) - 1).to(dtype)
-        return self._read(dtype)
+            return (self._read(torch.float32, rows) - 1).to(dtype)
+        return self._read(dtype, rows)
 
-    def _read(self, dtype: torch.dtype) -> torch.Tensor:
+    def _read(self, dtype: torch.dtype, rows: slice) -> torch.Tensor:
         import torch
 
-        rows = self._rows()
+        data = self._rows(rows)
+        shape = (len(range(self.shape[0])[rows]), *self.shape[1:])
         with warnings.catch_warnings():  # that the file's pages are read-only is in the contract
             warnings.filterwarnings("ignore", message=".*not writable")
             if dtype is getattr(torch, _DTYPE_OF_KIND.get(self.kind, ""), None):
-                return torch.frombuffer(rows.data, dtype=dtype).view(self.shape)
-            return _expand(rows, self._type, dtype).view(self.shape)
+                return torch.from_numpy(data).view(dtype).view(shape)
+            return _expand(data, self._type, dtype).view(shape)
 
     @property
     def packed_kind(self) -> str | None:
@@ -157,20 +158,21 @@ class GGUFTensor(LazyTensor):
         sizes = {"block_size": self._type.block_size, "type_size": self._type.type_size}
         return BlockWeight(kind=self.kind, blocks=blocks, **sizes)
 
-    def release(self) -> None:
-        self._file.release(self._info)
+    def release(self, rows: slice = ALL) -> None:
+        self._file.release(self._info, ALL if self._permuted_heads else rows)
 
-    def _rows(self) -> NDArray[np.uint8]:
+    def _rows(self, rows: slice = ALL) -> NDArray[np.uint8]:
         """The packed bytes, rows in Hugging Face's order: a view of the file if that is its order."""
-        if self._permuted_heads is None:
-            return self._file.data(self._info)
         num_rows = self.shape[0]
+        if self._permuted_heads is None:
+            data = self._file.data(self._info)
+            return data if rows == ALL else data.reshape(num_rows, -1)[rows].reshape(-1)
         if num_rows % (2 * self._permuted_heads) or (len(self.shape) == 1 and self._type.block_size > 1):
             raise ModelError(
                 f"{self.name} has {num_rows} rows of {self.kind}; expected an even number for each of"
                 f" {self._permuted_heads} heads"
             )
-        return unpermute(self._file.data(self._info).reshape(num_rows, -1), self._permuted_heads).reshape(-1)
+        return unpermuted(self._file.data(self._info).reshape(num_rows, -1), self._permuted_heads, rows).reshape(-1)
 
 
 def _expand(data: NDArray[np.uint8], kind: BlockType, dtype: torch.dtype) -> torch.Tensor:

@@ -80,9 +80,9 @@ class GGUFFile:
         """The packed bytes of a tensor: a read-only view ``uint8[nbytes]`` of the file's pages."""
         return self._file.view(info.offset, info.nbytes)
 
-    def release(self, info: GGUFTensorInfo) -> None:
-        """Let go of the pages of a tensor; views of them stay valid."""
-        self._file.release(info.offset, info.nbytes)
+    def release(self, info: GGUFTensorInfo, rows: slice) -> None:
+        """Let go of the pages of a tensor's rows; views of them stay valid."""
+        self._file.release_rows(info.offset, info.nbytes, info.shape, rows)
 
 
 _open_files: WeakValueDictionary[tuple[object, ...], GGUFFile] = WeakValueDictionary()

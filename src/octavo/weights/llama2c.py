@@ -22,9 +22,9 @@ import numpy as np
 
 from octavo.config import ModelConfig
 from octavo.errors import ModelError
-from octavo.weights.checkpoint import Checkpoint, LazyTensor
+from octavo.weights.checkpoint import ALL, Checkpoint, LazyTensor
 from octavo.weights.mapped import MappedFile, releasing
-from octavo.weights.row_order import unpermute
+from octavo.weights.row_order import unpermuted
 
 if TYPE_CHECKING:
     import torch
@@ -148,32 +148,37 @@ class Llama2cTensor(LazyTensor):
         self.nbytes = entry.nbytes
         self._file, self._entry, self._heads = file, entry, heads
 
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> torch.Tensor:
         import torch
 
         if not self._entry.group:
-            return torch.from_numpy(self._rows(self._values().view(np.float32))).to(dtype)
+            return torch.from_numpy(self._rows(self._values().view(np.float32), rows)).to(dtype)
+        if (packed := self.packed(rows)) is not None:
+            from octavo.kernels.reference.quantized import dequantize
+
+            return dequantize(packed, dtype)
         # Groups run over the whole array, whatever the length of its rows.
         numbers = self._values().view(np.int8).reshape(-1, self._entry.group) * self._scales()[:, None]
-        return torch.from_numpy(self._rows(numbers)).to(dtype)
+        return torch.from_numpy(self._rows(numbers, rows)).to(dtype)
 
     @property
     def packed_kind(self) -> str | None:
         return "int8" if self._entry.group and self.shape[-1] % self._entry.group == 0 else None
 
-    def packed(self) -> PackedWeight | None:
-        """The int8 numbers and their scales, unless a group reaches over the end of a row."""
+    def packed(self, rows: slice = ALL) -> PackedWeight | None:
+        """The int8 numbers of some rows and their scales, unless a group reaches over the end of a row."""
         if self.packed_kind is None:
             return None
         import torch
 
         from octavo.kernels.packed import Int8Weight
 
-        values, scales = self._rows(self._values().view(np.int8)), self._rows(self._scales())
+        values, scales = (self._rows(all_of, rows) for all_of in (self._values().view(np.int8), self._scales()))
         return Int8Weight(values=torch.from_numpy(values), scales=torch.from_numpy(scales))
 
-    def release(self) -> None:
-        self._file.release(self._entry.offset, self.nbytes)
+    def release(self, rows: slice = ALL) -> None:
+        if rows == ALL:  # others are soon read
+            self._file.release(self._entry.offset, self.nbytes)
 
     def _values(self) -> NDArray[np.uint8]:
         return self._file.view(self._entry.offset, self.nbytes - self._scale_bytes)
@@ -187,10 +192,10 @@ class Llama2cTensor(LazyTensor):
     def _scale_bytes(self) -> int:
         return 4 * (self._entry.size // self._entry.group) if self._entry.group else 0
 
-    def _rows(self, numbers: NDArray[np.generic]) -> NDArray[np.generic]:
-        """``numbers`` as rows in Hugging Face's order; writable, as torch wants it."""
+    def _rows(self, numbers: NDArray[np.generic], wanted: slice) -> NDArray[np.generic]:
+        """Some of ``numbers`` as rows in Hugging Face's order; writable, as torch wants it."""
         rows = numbers.reshape(self.shape[0], *([-1] if len(self.shape) == 2 else []))
-        return np.array(rows) if self._heads is None else unpermute(rows, self._heads)
+        return np.array(rows[wanted]) if self._heads is None else unpermuted(rows, self._heads, wanted)
 
 
 def _versioned(data: bytes, path: Path) -> Header | None:

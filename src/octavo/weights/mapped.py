@@ -52,6 +52,12 @@ class MappedFile:
             begin = max(offset - AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, begin, offset + nbytes - begin)
 
+    def release_rows(self, offset: int, nbytes: int, shape: tuple[int, ...], rows: slice) -> None:
+        """`release` for some rows of a tensor of ``shape`` that lies at ``offset``, one row behind the other."""
+        first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
+        each = nbytes // max(shape[0], 1) if shape else nbytes
+        self.release(offset + first * each, max(last - first, 0) * each)
+
 
 class Releasable(Protocol):
     def release(self) -> None: ...

@@ -23,6 +23,13 @@ def unpermute(rows: NDArray[T], num_heads: int) -> NDArray[T]:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
+def unpermuted(rows: NDArray[T], num_heads: int, wanted: slice) -> NDArray[T]:
+    """Some rows of what `unpermute` gives, without moving the others."""
+    order = unpermute(np.arange(len(rows))[:, None], num_heads)[:, 0]
+    taken: NDArray[T] = rows[order[wanted]]
+    return taken
+
+
 def permute(rows: NDArray[T], num_heads: int) -> NDArray[T]:
     """The inverse of `unpermute`: from Hugging Face's order into Meta's. ``rows``: as there, or one number a row."""
     halves = rows.reshape(num_heads, 2, -1, *rows.shape[1:])

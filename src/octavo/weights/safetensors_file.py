@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from octavo.errors import ModelError
-from octavo.weights.checkpoint import LazyTensor
+from octavo.weights.checkpoint import ALL, LazyTensor
 from octavo.weights.mapped import MappedFile
 
 if TYPE_CHECKING:
@@ -83,12 +83,13 @@ class SafetensorsTensor(LazyTensor):
         self.nbytes = prod(self.shape) * _bits(self.kind) // 8
         self._file, self._offset = file, offset
 
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> torch.Tensor:
         if self.kind not in WEIGHTS:
             raise ModelError(
                 f"{self._file.path}: {self.name!r:.200} is of kind {self.kind}; accepted: {', '.join(WEIGHTS)}"
             )
-        return self.raw().to(dtype)
+        raw = self.raw()
+        return (raw if rows == ALL else raw[rows]).to(dtype)
 
     def raw(self) -> torch.Tensor:
         """The tensor as it is stored: a read-only view of the file's pages."""
@@ -104,8 +105,8 @@ class SafetensorsTensor(LazyTensor):
             view = self._file.mapped.view(self._offset, self.nbytes)
             return torch.frombuffer(view.data, dtype=dtype).view(self.shape)
 
-    def release(self) -> None:
-        self._file.mapped.release(self._offset, self.nbytes)
+    def release(self, rows: slice = ALL) -> None:
+        self._file.mapped.release_rows(self._offset, self.nbytes, self.shape, rows)
 
 
 def _bits(kind: str) -> int:

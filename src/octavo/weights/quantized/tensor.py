@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from octavo.weights.checkpoint import LazyTensor
+from octavo.weights.checkpoint import ALL, LazyTensor
 from octavo.weights.quantized.parts import Parts, Scheme
 from octavo.weights.safetensors_file import SafetensorsTensor
 
@@ -27,11 +27,20 @@ class QuantizedTensor(LazyTensor):
         self.kind = scheme.kind
         self.nbytes = sum(tensor.nbytes for tensor in parts.tensors.values())
         self._parts, self._scheme = parts, scheme
+        self._unpacked: Operand | None = None
 
-    def read(self, dtype: torch.dtype) -> torch.Tensor:
+    def read(self, dtype: torch.dtype, rows: slice = ALL) -> torch.Tensor:
+        """What a part of the rows is read from is kept until ``release``."""
+        from octavo.kernels.packed_parts import take_rows
         from octavo.kernels.reference.quantized import dequantize
 
-        return dequantize(self._operand(), dtype)
+        if rows == ALL:
+            return dequantize(self._operand(), dtype)
+        if self._unpacked is None:
+            self._unpacked = self._operand()
+        (first, last, _), each = rows.indices(self.shape[0]), _rows_together(self._unpacked)
+        begin, end = first // each * each, min(-(-last // each) * each, self.shape[0])
+        return dequantize(take_rows(self._unpacked, slice(begin, end)), dtype)[first - begin : last - begin]
 
     @property
     def packed_kind(self) -> str | None:
@@ -43,12 +52,21 @@ class QuantizedTensor(LazyTensor):
         operand = self._operand()
         return operand if isinstance(operand, PackedWeight) else None
 
-    def release(self) -> None:
-        for tensor in self._parts.tensors.values():
-            tensor.release()
+    def release(self, rows: slice = ALL) -> None:
+        if rows == ALL:
+            self._unpacked = None
+            for tensor in self._parts.tensors.values():
+                tensor.release()
 
     def _operand(self) -> Operand:
         return self._scheme.unpack(self._parts)
+
+
+def _rows_together(weight: Operand) -> int:
+    """How many rows can only be taken together, as they share scales."""
+    from octavo.kernels.packed import Fp8Weight
+
+    return weight.block[0] if isinstance(weight, Fp8Weight) and weight.block[0] < weight.shape[0] else 1
 
 
 def quantized_tensors(tensors: Iterable[SafetensorsTensor], scheme: Scheme) -> Iterator[LazyTensor]:
