@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class Runner:
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
         if self._only_decodes(plan):
-            logits = self._decode.logits(batch).float()
+            logits = self._decode.logits(batch)
             return step_result(plan, self._sample(plan.rows, logits, masks() if plan.masked else None), {})
         if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
             batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
@@ -69,7 +70,7 @@ class Runner:
         sampling = [row for row in plan.rows if row.samples]
         if not sampling:
             return StepResult(plan.step, (), prompt_logprobs=scores)
-        logits = self.model.logits(hidden[batch.logit_indices])
+        logits = self.model.raw_logits(hidden[batch.logit_indices])
         sampled = self._sample(sampling, logits, masks() if plan.masked else None)
         result = step_result(plan, sampled, scores)
         return with_vectors(result, pool(plan.rows, self._entered, hidden))
@@ -86,7 +87,12 @@ class Runner:
         )
 
     def _sample(self, rows: Sequence[RowStep], logits: Tensor, masks: TokenMasks | None) -> HostSample:
-        """Choose the next token of each of ``rows`` from ``logits [S, V]``."""
-        sampled = self._sampler.sample(logits, torch.tensor([row.slot for row in rows]), masks).to_host()
-        self.state.append(rows, sampled.token_ids)
-        return sampled
+        """Choose the next token of each of ``rows`` from ``logits [S, V]`` in the model's dtype or float32."""
+        slots = np.array([row.slot for row in rows])
+        if masks or self._sampler.needs_edits(slots):
+            sampled = self._sampler.sample(logits.to(torch.float32, copy=True), torch.from_numpy(slots), masks)
+        else:
+            sampled = self._sampler.sample_plain(logits, slots)
+        on_host = sampled.to_host()
+        self.state.append(rows, on_host.token_ids)
+        return on_host

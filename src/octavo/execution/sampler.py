@@ -220,6 +220,12 @@ class Sampler:
         logprobs = self._ops.gather_logprobs(raw, token_ids[self._to_device(asked)], max(widths))
         return SampledTokens(token_ids, bad, logprobs, asked.tolist(), widths)
 
+    def sample_plain(self, logits: Tensor, slots: np.ndarray) -> SampledTokens:
+        """``sample`` for slots of which none ``needs_edits`` nor has a mask; ``logits`` [S, V], float32 or the model's
+        dtype, stay as they are.
+        """
+        return SampledTokens(*self._choose(logits, slots))
+
     def _mask(self, logits: Tensor, slots: list[int], masks: TokenMasks) -> None:
         rows = [row for row, slot in enumerate(slots) if slot in masks]
         if rows:

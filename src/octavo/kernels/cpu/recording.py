@@ -47,7 +47,8 @@ class Pool:
         address = self._free[size].pop() if self._free[size] else self._new(size)
         memory = (ctypes.c_uint8 * size).from_address(address)
         weakref.finalize(memory, self._free[size].append, address).atexit = False
-        return torch.frombuffer(memory, dtype=dtype, count=prod(shape)).view(shape)
+        used = torch.frombuffer(memory, dtype=torch.uint8)[: prod(shape) * dtype.itemsize]
+        return used.view(dtype).view(shape)
 
     def _new(self, size: int) -> int:
         self._chunks.append(self._arena.take(size))

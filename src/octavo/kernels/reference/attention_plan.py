@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,11 +81,7 @@ class Group:
 
 
 class GroupedPlan(AttentionPlan):
-    """A step's groups, made when a layer first asks for its window, then reused by the other layers.
-
-    Attributes:
-        tokens: where the step's tokens are written and how they are turned.
-    """
+    """A step's groups, made when a layer first asks for its window, then reused by the other layers."""
 
     def __init__(self, batch: ForwardBatch, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -95,7 +92,12 @@ class GroupedPlan(AttentionPlan):
         self._num_kv_heads = batch.kv_cache[0].keys.shape[1]
         self._device = batch.token_ids.device
         self._groups: dict[int | None, list[Group]] = {}
-        self.tokens = TokenPlan(batch, self._num_kv_heads)
+        self._batch = batch
+
+    @cached_property
+    def tokens(self) -> TokenPlan:
+        """Where the step's tokens are written and how they are turned; made when it is first asked for."""
+        return TokenPlan(self._batch, self._num_kv_heads)
 
     def groups(self, window: int | None) -> list[Group]:
         """The groups for layers whose queries see ``window`` positions (None: all)."""
