@@ -3,75 +3,11 @@
 #ifndef OCTAVO_MULTIPLY_H
 #define OCTAVO_MULTIPLY_H
 
+#include "dot.h"
 #include "words.h"
 
 #define MOST_SUMS (MOST_ROWS < 8 ? 8 : MOST_ROWS)
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define HAS_BFLOAT16_DOT 1
-#else
-#define HAS_BFLOAT16_DOT 0
-#endif
-
-/* The widest whole numbers of the processor: a line is PARTS of them. */
-#if defined(__AVX512BW__)
-typedef __m512i Part;
-#define PARTS 1
-#define DO(name) _mm512_##name
-#define AND _mm512_and_si512
-#elif defined(__AVX2__) && !defined(OCTAVO_PORTABLE)
-typedef __m256i Part;
-#define PARTS 2
-#define DO(name) _mm256_##name
-#define AND _mm256_and_si256
-#elif defined(__SSE2__) && !defined(OCTAVO_PORTABLE)
-typedef __m128i Part;
-#define PARTS 4
-#define DO(name) _mm_##name
-#define AND _mm_and_si128
-#endif
-
-#ifdef PARTS
-/* sum += unsigned bytes w times int8 x, four by four. */
-INLINE Part dot_part(Part sum, Part w, Part x) {
-#if defined(__AVX512VNNI__)
-  return _mm512_dpbusd_epi32(sum, w, x);
-#elif defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(sum, w, x);
-#endif
-  /* Bytes become numbers of 16 bits, whose products are added in pairs: that overflows nowhere. */
-  Part even = DO(madd_epi16)(AND(w, DO(set1_epi16)(255)), DO(srai_epi16)(DO(slli_epi16)(x, 8), 8));
-  Part odd = DO(madd_epi16)(DO(srli_epi16)(w, 8), DO(srai_epi16)(x, 8));
-  return DO(add_epi32)(sum, DO(add_epi32)(even, odd));
-}
-#endif
-
-/* sum [16] += the unsigned bytes of a line times the four int8 at x. */
-INLINE vi dot_int8(vi sum, vu w, const uint8_t *x) {
-  int32_t four;
-  memcpy(&four, x, 4);
-#ifdef PARTS
-  Part sums[PARTS], line[PARTS];
-  memcpy(sums, &sum, sizeof sum), memcpy(line, &w, sizeof w);
-  UNROLL for (int i = 0; i < PARTS; i++) sums[i] = dot_part(sums[i], line[i], DO(set1_epi32)(four));
-  memcpy(&sum, sums, sizeof sum);
-#else
-  for (int i = 0; i < 4; i++) sum += (vi)(w >> (8 * i) & 255) * (int8_t)(four >> (8 * i));
-#endif
-  return sum;
-}
-
-INLINE vf dot_floats(int words, vf sum, vu w, const uint8_t *x) {
-#if HAS_BFLOAT16_DOT
-  int32_t two;
-  memcpy(&two, x, 4);
-  if (words == BFLOAT16_WORDS)
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(two));
-#endif
-  float one;
-  memcpy(&one, x, 4);
-  return sum + (vf)w * one;
-}
+#define AHEAD 2048 /* bytes from what is multiplied to what is requested */
 
 INLINE vi start_at(const uint8_t *p) { int32_t x; memcpy(&x, p, 4); return x - (vi){0}; }
 
@@ -87,7 +23,8 @@ INLINE void multiply_unit(int kind, int words, int M, int tiles, int floors, con
   x += unit_numbers(words) * M;
   for (int t = 0; t < tiles; t++, codes += tile_bytes(kind), x += lines * M * 4) {
     UNROLL for (int j = 0; j < lines; j++) {
-      if (M > 4 && j * line_bytes % 64 == 0) __builtin_prefetch(codes + j * line_bytes + 2048);
+      /* With many rows the processor looks no line ahead by itself; with few it does, and has no time for requests. */
+      if (M > 4 && j * line_bytes % 64 == 0) __builtin_prefetch(codes + j * line_bytes + AHEAD);
       vu w = decode(kind, words == FLOAT32_WORDS, codes, j);
       UNROLL for (int r = 0; r < M; r++) {
         int i = r * chains + j % chains;
@@ -141,18 +78,19 @@ typedef struct {
 
 #ifdef __AVX512F__
 #define EACH_SIZE(MAKE, name, kind, words, whole) \
-  MAKE(name, kind, words, whole, 1) MAKE(name, kind, words, whole, 2) MAKE(name, kind, words, whole, 4) MAKE(name, kind, words, whole, 6) \
-  MAKE(name, kind, words, whole, 8) MAKE(name, kind, words, whole, 12)
+  MAKE(name, kind, words, whole, 1) MAKE(name, kind, words, whole, 2) MAKE(name, kind, words, whole, 4) \
+  MAKE(name, kind, words, whole, 6) MAKE(name, kind, words, whole, 8) MAKE(name, kind, words, whole, 12)
 #elif defined(__AVX2__)
 #define EACH_SIZE(MAKE, name, kind, words, whole) \
-  MAKE(name, kind, words, whole, 1) MAKE(name, kind, words, whole, 2) MAKE(name, kind, words, whole, 3) MAKE(name, kind, words, whole, 6)
+  MAKE(name, kind, words, whole, 1) MAKE(name, kind, words, whole, 2) MAKE(name, kind, words, whole, 3) \
+  MAKE(name, kind, words, whole, 6)
 #else /* a compiler takes long for these */
 #define EACH_SIZE(MAKE, name, kind, words, whole) MAKE(name, kind, words, whole, 1) MAKE(name, kind, words, whole, 6)
 #endif
 
-#define ONE_SIZE(name, kind, words, whole, M)                                                                      \
-  static void name##_##M(const Form *f, const uint8_t *panel, const uint8_t *x, float *y) {                \
-    multiply(kind, words, whole, M, f, panel, x, y);                                                               \
+#define ONE_SIZE(name, kind, words, whole, M)                                                \
+  static void name##_##M(const Form *f, const uint8_t *panel, const uint8_t *x, float *y) { \
+    multiply(kind, words, whole, M, f, panel, x, y);                                         \
   }
 #define NAMED(name, kind, words, whole, M) {M, name##_##M},
 #define KERNELS(name, kind, words, whole)           \

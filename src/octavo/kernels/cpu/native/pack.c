@@ -1,5 +1,5 @@
-/* From the forms of checkpoints to the panels of panels.h. Each row is taken apart into codes, a byte each (or numbers, as
-   they are), and numbers for its headers and sub-scales; then sixteen rows are woven into a panel. */
+/* From the forms of checkpoints to the panels of panels.h. Each row is taken apart into codes, a byte each (or whole
+   numbers in floating point), and numbers for its headers and sub-scales; then sixteen rows are woven into a panel. */
 #include "panels.h"
 #include "team.h"
 
@@ -14,7 +14,8 @@ typedef struct {
   int32_t kind;
 } Stored;
 
-/* A row taken apart: codes [inputs] of code_bytes each, headers and floors [headers] (as many bytes as the form says), subs [groups]. */
+/* A row taken apart: codes [inputs] of code_bytes each, headers and floors [headers] (as many bytes as the form says),
+   subs [groups]. */
 typedef struct {
   uint8_t *codes, *headers, *header_floors;
   int8_t *subs, *sub_floors;
@@ -101,17 +102,22 @@ static void values_of(const Form *f, const Stored *s, const uint8_t *from, int64
   if (f->floors) memcpy(row->header_floors, (const uint8_t *)s->floors + n * size, size);
 }
 
-/* The code of output n and input k of a tile of zeros. */
-INLINE void put_code(int kind, uint8_t *tile, int n, int k, const uint8_t *code) {
-  int bytes = code_bytes(kind), line = k / 4;
+INLINE void add_bits(uint8_t *to, uint32_t bits) {
+  uint32_t word;
+  memcpy(&word, to, 4);
+  word |= bits;
+  memcpy(to, &word, 4);
+}
+
+/* Word j of an output's codes into a tile of zeros, `to` being that output's lane. */
+INLINE void put_word(int kind, uint8_t *to, int j, uint32_t word) {
   if (kind >= CODES8) {
-    memcpy(tile + k * bytes / 4 * 64 + n * 4 + k * bytes % 4, code, bytes);
+    memcpy(to + j * 64, &word, 4);
     return;
   }
-  int at = n * 4 + k % 4;
-  tile[line / 2 * 64 + at] |= (*code & 15) << (line % 2 * 4);
-  if (kind == CODES5) tile[256 + at] |= (*code >> 4) << line;
-  if (kind == CODES6) tile[128 + at] |= (*code >> 4) << (2 * line);
+  add_bits(to + j / 2 * 64, (word & 0x0f0f0f0f) << (j % 2 * 4));
+  if (kind == CODES5) add_bits(to + 256, (word >> 4 & 0x01010101) << j);
+  if (kind == CODES6) add_bits(to + 128, (word >> 4 & 0x03030303) << (2 * j));
 }
 
 static uint8_t *weave_numbers(const uint8_t *from, int64_t stride, int64_t size, uint8_t *to) {
@@ -131,10 +137,15 @@ static Row row_at(const Form *f, uint8_t *memory) {
   return (Row){memory, numbers, numbers + 4 * f->headers, subs, subs + num_groups};
 }
 
+/* The codes from input k on, four bytes at a time. */
 static void weave_tile(const Form *f, const Row *row, int64_t stride, int64_t k, uint8_t *to) {
-  int bytes = code_bytes(f->kind);
+  int bytes = code_bytes(f->kind), words = tile_inputs(f->kind) * bytes / 4;
   for (int n = 0; n < LANES; n++)
-    for (int i = 0; i < tile_inputs(f->kind); i++) put_code(f->kind, to, n, i, row->codes + n * stride + (k + i) * bytes);
+    for (int j = 0; j < words; j++) {
+      uint32_t word;
+      memcpy(&word, row->codes + n * stride + k * bytes + 4 * j, 4);
+      put_word(f->kind, to + 4 * n, j, word);
+    }
 }
 
 static void weave(const Form *f, uint8_t *memory, uint8_t *to) {
@@ -147,7 +158,8 @@ static void weave(const Form *f, uint8_t *memory, uint8_t *to) {
     for (int g = 0; g < f->groups; g++, group++) {
       if (f->sub) to = weave_numbers((uint8_t *)row.subs + group, stride, 1, to);
       if (f->sub && f->floors) to = weave_numbers((uint8_t *)row.sub_floors + group, stride, 1, to);
-      for (int t = 0; t < f->units * f->unit; t++, k += tile_inputs(f->kind), to += tile_bytes(f->kind)) weave_tile(f, &row, stride, k, to);
+      for (int t = 0; t < f->units * f->unit; t++, k += tile_inputs(f->kind), to += tile_bytes(f->kind))
+        weave_tile(f, &row, stride, k, to);
     }
   }
 }

@@ -27,9 +27,12 @@ enum { CODES4 = 4, CODES5, CODES6, CODES8 = 8, FLOAT8, BFLOAT16 = 16, FLOAT32 = 
 typedef struct {
   int64_t outputs, inputs; /* of the matrix; inputs are padded to whole units with zeros in x */
   int32_t kind, centre;
-  int32_t unit, units, groups, headers;  /* tiles of a unit, units of a group, groups of a header, headers of a panel */
-  int32_t half, sub, floors;             /* headers are float16 (else float32); there are sub-scales; there are floors */
-} Form; /* A unit is what one sum is over: in it x has one scale. */
+  int32_t unit;             /* tiles that one sum is over: in them x has one scale */
+  int32_t units;            /* of a group */
+  int32_t groups, headers;  /* groups of a header, headers of a panel */
+  int32_t half;             /* headers are float16 (else float32) */
+  int32_t sub, floors;      /* there are sub-scales; there are floors */
+} Form;
 
 INLINE int code_bits(int kind) { return kind == FLOAT8 ? 8 : kind; }
 INLINE int code_bytes(int kind) { return kind >= BFLOAT16 ? kind / 8 : 1; } /* in memory, one by one */

@@ -2,17 +2,16 @@
 
    First x becomes words (words.h): with few rows every member makes all of them for itself, which is sooner done than
    waiting for others; with many, members share the rows. Then members share the panels. A panel, which stays in the
-   core's nearest cache, is multiplied with one tile of rows after the other, so each byte of the weight comes from memory
-   once.
+   core's nearest cache, is multiplied with one tile of rows after the other, so each byte of the weight comes from
+   memory once.
 
-   What stands before and behind a product in a model may be part of it: x + residual, normalized, before; a gate behind.
-   That saves two barriers, and writing and reading what is between. */
+   What stands before and behind a product in a model may be part of it: x + residual, normalized, before; a gate
+   behind. That saves two barriers, and writing and reading what is between. */
 #include "multiply.h"
 #include "output.h"
 #include "team.h"
 
 #define OWN_NUMBERS 8192 /* of x, up to which every member makes all words */
-#define TAKEN_BYTES 65536 /* of panels at a time */
 
 typedef struct {
   const Form *form;
@@ -95,8 +94,8 @@ static void fetch_row(const ProductCall *c, int64_t row, float *to) {
   for (; k < n; k++) to[k] = number_of(c->x, c->bf16, at + (c->order ? c->order[k] : k));
 }
 
-/* x += residual, then x times its norm's weight and divided by the root of its mean square. Inputs are a multiple of 16.
-   keeps: whether this member writes the sum down. */
+/* x += residual, then x times its norm's weight and divided by the root of its mean square. Inputs are a multiple of
+   16. keeps: whether this member writes the sum down. */
 static void normalize_row(const ProductCall *c, int64_t row, int keeps, float *x) {
   int64_t n = c->form->inputs;
   vf squares = {0};

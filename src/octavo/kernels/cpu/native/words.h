@@ -3,8 +3,8 @@
    Rows are taken in tiles of as many as fit the registers, M. For each unit of inputs a tile has, where x is rounded to
    int8, three numbers of each row; then for each line the words of the M rows beside each other.
 
-   x is rounded unit by unit: 8 bits with a scale for 32 inputs. What is lost can be rounded again, into another row with
-   a smaller scale: rows are then the caller's `parts` times, and their products are added up. */
+   x is rounded unit by unit: 8 bits with a scale for 32 inputs. What is lost can be rounded again, into another row
+   with a smaller scale: rows are then the caller's `parts` times, and their products are added up. */
 #ifndef OCTAVO_WORDS_H
 #define OCTAVO_WORDS_H
 
@@ -61,8 +61,8 @@ INLINE vi sum_of(vi x) {
   return x + SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 }
 
-/* The scale of n numbers, in each lane: their largest magnitude / 127; NaN if one is not finite. What is next to nothing
-   counts as 0, whose scale does not matter. */
+/* The scale of n numbers, in each lane: their largest magnitude / 127; NaN if one is not finite. What is next to
+   nothing counts as 0, whose scale does not matter. */
 INLINE vf scale_of(const float *x, int64_t n) {
   vi top = {0};
   for (int64_t k = 0; k < n; k += LANES)
