@@ -3,7 +3,7 @@
    First x becomes words (words.h): with few rows every member makes all of them for itself, which is sooner done than
    waiting for others; with many, members share the rows. Then members share the panels. A panel, which stays in the
    core's nearest cache, is multiplied with one tile of rows after the other, so each byte of the weight comes from
-   memory once.
+   memory once; or once for each few hundred rows, whose words stay in the second cache.
 
    What stands before and behind a product in a model may be part of it: x + residual, normalized, before; a gate
    behind. That saves two barriers, and writing and reading what is between. */
@@ -11,7 +11,8 @@
 #include "output.h"
 #include "team.h"
 
-#define OWN_NUMBERS 8192 /* of x, up to which every member makes all words */
+#define OWN_NUMBERS 8192        /* of x, up to which every member makes all words */
+#define CACHED_BYTES (256 << 10) /* of words, which a core keeps while it goes through its panels */
 
 typedef struct {
   const Form *form;
@@ -134,20 +135,21 @@ static const uint8_t *all_words(const ProductCall *c, const Shape *s, const Memb
   return words;
 }
 
-/* One panel, or if gated that and its counterpart, with all rows. */
-static void run_panel(const ProductCall *c, const Shape *s, const Sized *kernels, const uint8_t *words, int64_t panel) {
+/* One panel, or if gated that and its counterpart, with rows from..to-1 of the words. */
+static void run_panel(const ProductCall *c, const Shape *s, const Sized *kernels, const uint8_t *words, int64_t from,
+                      int64_t to, int64_t panel) {
   float y[MOST_ROWS * LANES] __attribute__((aligned(64))), up[MOST_ROWS * LANES] __attribute__((aligned(64)));
   const Form *f = c->form;
   int64_t size = panel_bytes(f), half = f->outputs / 2;
-  Output to = {c->out, c->bias, c->out_stride, c->bf16, s->parts};
-  for (int64_t first = 0; first < s->rows; first += MOST_ROWS) {
-    int64_t left = s->rows - first, rows = left < MOST_ROWS ? left : MOST_ROWS;
+  Output out = {c->out, c->bias, c->out_stride, c->bf16, s->parts};
+  for (int64_t first = from; first < to; first += MOST_ROWS) {
+    int64_t left = to - first, rows = left < MOST_ROWS ? left : MOST_ROWS;
     const Sized *kernel = kernels;
     while (kernel->rows < rows) kernel++;
     const uint8_t *x = words + first * s->row_bytes;
     kernel->run(f, c->panels + panel * size, x, y);
     if (c->gated) kernel->run(f, c->panels + (panel + half / LANES) * size, x, up);
-    write_out(y, c->gated ? up : NULL, first / s->parts, rows / s->parts, panel * LANES, f->outputs, &to);
+    write_out(y, c->gated ? up : NULL, first / s->parts, rows / s->parts, panel * LANES, f->outputs, &out);
   }
 }
 
@@ -158,6 +160,10 @@ void octavo_product(const ProductCall *c, const Member *me) {
   const Sized *kernels = kernels_of(f, s.words);
   const uint8_t *words = all_words(c, &s, me);
   int64_t panels = num_panels(f) / (c->gated ? 2 : 1), first, last;
+  int64_t block = CACHED_BYTES / s.row_bytes / MOST_ROWS * MOST_ROWS + MOST_ROWS;
   team_part(me, panels, &first, &last);
-  for (int64_t panel = first; panel < last; panel++) run_panel(c, &s, kernels, words, panel);
+  for (int64_t from = 0; from < s.rows; from += block) {
+    int64_t to = s.rows - from < block ? s.rows : from + block;
+    for (int64_t panel = first; panel < last; panel++) run_panel(c, &s, kernels, words, from, to, panel);
+  }
 }
