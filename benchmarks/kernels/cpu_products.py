@@ -1,35 +1,40 @@
-"""Products with quantized weights on a CPU, in turns with bfloat16 by oneDNN.
+"""Products on a CPU, in turns with bfloat16 by oneDNN.
 
-    python benchmarks/kernels/cpu_products.py [--rows 1 8 32] [--forms int8 int4 Q4_1] [--shapes 960x576] [--json OUT]
+    python benchmarks/kernels/cpu_products.py [--rows 1 8 32] [--forms bf16 int8 Q4_1] [--shapes 960x576] [--json OUT]
 
 Every product is compared with the reference first. Weights are copied until all copies together are larger than any
-cache, and used in turn, so that a product reads its weight from memory, as a model's step does. Rounds go through all
-forms; the figures are medians of the rounds: microseconds, GB/s of the packed weight, and arithmetic relative to
-bfloat16's time. The default shapes are SmolLM2-135M's: qkv, o, gate-up, down, head.
+cache, and used in turn, so that a product reads its weight from memory, as a model's step does; like there, ours are a
+list of tasks that one call runs. Rounds go through all forms; the figures are medians of the rounds: microseconds, GB/s
+of the packed weight, GOP/s, and oneDNN's time relative to it. The default shapes are SmolLM2-135M's: qkv, o, gate-up,
+down, head.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.ggml.block_types import BLOCK_TYPES
 from octavo.kernels.cpu.ops import CpuOps
-from octavo.kernels.cpu.panels import BLOCK_FORMS
-from octavo.kernels.packed import BlockWeight, Operand, PackedWeight
+from octavo.kernels.cpu.panels import BLOCK_FORMS, Panels
+from octavo.kernels.cpu.tasks import Step
+from octavo.kernels.packed import BlockWeight, Operand
 from octavo.kernels.reference import quantized as reference
 from octavo.quantization.pack import quantize
 
 SHAPES = ("960x576", "576x576", "3072x576", "576x1536", "49152x576")
-FORMS = ("int8", "w8a8", "int4", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
+FORMS = ("bf16", "int8", "w8a8", "int4", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
 CACHE = 160 << 20
 ROUNDS = 9
 
@@ -49,51 +54,77 @@ def make(form: str, n: int, k: int) -> Operand:
     return random_blocks(form, n, k) if form in BLOCK_FORMS else quantize(torch.randn(n, k) * 0.02, form)
 
 
-def copies(packed: Operand) -> list[Operand]:
-    """Enough of them to fill the caches."""
-    count = max(2, CACHE // packed.nbytes)
-    if not isinstance(packed, PackedWeight):
-        return [packed, *(packed.clone() for _ in range(count - 1))]
-    return [packed, *(replace(packed, data=packed.data.clone()) for _ in range(count - 1))]
-
-
 def check(ops: CpuOps, packed: Operand, weight: Operand, k: int) -> None:
     x = torch.randn(3, k).bfloat16()
     found, expected = ops.linear(x, packed).float(), x.float() @ reference.dequantize(weight, torch.float32).T
     assert (found - expected).norm() <= 0.02 * expected.norm(), "the product is wrong"
 
 
-def once(run: Callable[[Tensor, Operand], Tensor], x: Tensor, weights: list[Operand]) -> float:
+def recorded(ops: CpuOps, form: str, shape: tuple[int, int], rows: int) -> tuple[Callable[[], None], int, int]:
+    """To multiply with all copies of a weight; how many they are, and a copy's bytes."""
+    weight = make(form, *shape)
+    packed = ops.pack_linear(weight)
+    assert isinstance(packed, Panels)
+    assert ops._tasks is not None
+    check(ops, packed, weight, shape[1])
+    copies = max(2, CACHE // packed.nbytes)
+    weights = [packed, *(replace(packed, data=packed.data.clone()) for _ in range(copies - 1))]
+    x = torch.randn(rows, shape[1]).bfloat16()
+    held: list[tuple[int, ctypes.Structure, tuple[Tensor | None, ...]]] = []
+    ops._tasks.listener = lambda task, call, tensors: held.append((task, call, tensors))
+    for each in weights:
+        ops.linear(x, each)
+    ops._tasks.listener = None
+    listed = (Step * copies)(*(Step(task, ctypes.addressof(call)) for task, call, _tensors in held))
+    return partial(run_all, ops, listed, (weights, x, held)), copies, packed.nbytes
+
+
+def run_all(ops: CpuOps, steps: Any, _held: Any) -> None:
+    assert ops._tasks is not None
+    ops._tasks.run_all(steps)
+
+
+def onednn(shape: tuple[int, int], rows: int) -> tuple[Callable[[], None], int, int]:
+    """The same with weights that oneDNN has laid out for itself."""
+    weight, x = make("bf16", *shape), torch.randn(rows, shape[1]).bfloat16()
+    assert isinstance(weight, Tensor)
+    copies = max(2, CACHE // weight.nbytes)
+    weights = [torch.ops.mkldnn._reorder_linear_weight(weight, 32) for _ in range(copies)]
+
+    def run() -> None:
+        for each in weights:
+            torch.ops.mkldnn._linear_pointwise(x, each, None, "none", [], "")
+
+    return run, copies, weight.nbytes
+
+
+def seconds(run: Callable[[], None]) -> float:
     start = time.perf_counter()
-    for weight in weights:
-        run(x, weight)
-    return (time.perf_counter() - start) / len(weights)
+    run()
+    return time.perf_counter() - start
 
 
-def measure(ops: CpuOps, shape: str, forms: list[str], rows: list[int]) -> list[dict[str, object]]:
+def measure(ops: CpuOps, shape: str, forms: list[str], rows: int) -> list[dict[str, object]]:
     n, k = map(int, shape.split("x"))
     fitting = [form for form in forms if form not in BLOCK_FORMS or k % BLOCK_TYPES[form].block_size == 0]
-    packed: dict[str, list[Operand]] = {}
-    for form in ("bf16", *fitting):
-        weight = make(form, n, k)
-        packed[form] = copies(ops.pack_linear(weight))
-        check(ops, packed[form][0], weight, k)
-    results: list[dict[str, object]] = []
-    for count in rows:
-        x = torch.randn(count, k).bfloat16()
-        times: dict[str, list[float]] = {form: [] for form in packed}
-        for _ in range(ROUNDS):
-            for form, weights in packed.items():
-                times[form].append(once(ops.linear, x, weights))
-        plain = median(times["bf16"])
-        for form, found in times.items():
-            results.append(result(shape, count, form, median(found), packed[form][0].nbytes, plain))
-    return results
+    runs = {"onednn": onednn((n, k), rows), **{form: recorded(ops, form, (n, k), rows) for form in fitting}}
+    times: dict[str, list[float]] = {form: [] for form in runs}
+    for _ in range(ROUNDS):
+        for form, (run, copies, _nbytes) in runs.items():
+            times[form].append(seconds(run) / copies)
+    plain = median(times["onednn"])
+    return [result(shape, rows, form, median(times[form]), runs[form][2], plain) for form in runs]
 
 
-def result(shape: str, rows: int, form: str, seconds: float, nbytes: int, plain: float) -> dict[str, object]:
-    own = {"us": round(seconds * 1e6, 1), "GB/s": round(nbytes / seconds / 1e9, 1), "x": round(plain / seconds, 2)}
-    print(f"{shape:>10} rows {rows:4} {form:5} {own['us']:9} us {own['GB/s']:6} GB/s {own['x']:6} x bf16", flush=True)
+def result(shape: str, rows: int, form: str, took: float, nbytes: int, plain: float) -> dict[str, object]:
+    n, k = map(int, shape.split("x"))
+    own = {
+        "us": round(took * 1e6, 1),
+        "GB/s": round(nbytes / took / 1e9, 1),
+        "GOP/s": round(2e-9 * n * k * rows / took),
+        "x": round(plain / took, 2),
+    }
+    print(f"{shape:>10} rows {rows:4} {form:7}", *(f"{value:9} {name}" for name, value in own.items()), flush=True)
     return {"shape": shape, "rows": rows, "form": form, **own}
 
 
@@ -106,7 +137,9 @@ def main() -> None:
     args = parser.parse_args()
     ops = CpuOps()
     with torch.inference_mode():
-        results = [each for shape in args.shapes for each in measure(ops, shape, args.forms, args.rows)]
+        results = [
+            each for shape in args.shapes for rows in args.rows for each in measure(ops, shape, args.forms, rows)
+        ]
     if args.json:
         args.json.write_text(json.dumps({"threads": torch.get_num_threads(), "results": results}, indent=1))
 

@@ -1,13 +1,12 @@
-"""The CPU backend: weights laid out once for oneDNN, and C kernels for what torch does slowly.
-
-``torch.nn.functional.linear`` brings a bfloat16 weight into oneDNN's blocked layout in every call. Done once, after
-loading, the same kernel computes the same bits in about two thirds of the time (less for one row, or a wide head).
+"""The CPU backend: weights laid out once, and C kernels for what torch does slowly.
 
 Decode attention in torch gathers the blocks of the context before it multiplies; the C kernel reads them where they
 are. It, the norms, the activation and the rotation take what is left of a step to about a third. What a kernel cannot
 take (odd sizes, float16, prompts' attention) goes to the reference.
 
-Quantized weights are woven into panels (`panels.py`), which C kernels multiply with as they read them.
+Weights are woven into panels (`panels.py`), which one family of C kernels multiplies with as it reads them, and which
+takes the norm before and the gate behind a product along (`products.py`). Without a compiler, bfloat16 weights are laid
+out once for oneDNN.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from octavo.kernels.cpu.attention_plan import CpuPlan
 from octavo.kernels.cpu.build import load_library
 from octavo.kernels.cpu.lora import CpuLora, LoraTasks
 from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
-from octavo.kernels.cpu.panels import AS_FAST, Panels
-from octavo.kernels.cpu.quantized import QuantizedProducts
+from octavo.kernels.cpu.panels import BLOCK_FORMS, Panels
+from octavo.kernels.cpu.products import Normalization, Products, fits_gate, fits_norm
 from octavo.kernels.cpu.recording import Pool, record
-from octavo.kernels.cpu.rounded import RoundedPanels
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
@@ -59,8 +57,8 @@ class CpuOps(ReferenceOps):
         self._tasks = tasks = None if library is None else Tasks(library)
         self._native = None if tasks is None else Native(tasks)
         self._lora = None if tasks is None else LoraTasks(tasks)
-        self._quantized = None if library is None or tasks is None else QuantizedProducts(library, tasks)
         self._library = None if library is None else library._name
+        self._products = None if library is None or tasks is None else Products(library, tasks)
         self._packs = packs_weights()
         self._pool = Pool()
 
@@ -79,9 +77,9 @@ class CpuOps(ReferenceOps):
     def pack_linear(self, weight: Operand) -> Operand:
         if isinstance(weight, StackedWeight):
             return StackedWeight(parts=tuple(self.pack_linear(part) for part in weight.parts))
-        if isinstance(weight, PackedWeight):
-            return weight if self._quantized is None else self._quantized.pack(weight)
-        if weight.dtype is not torch.bfloat16 or not self._packs:
+        if self._products is not None:
+            return self._products.pack(weight)
+        if isinstance(weight, PackedWeight) or weight.dtype is not torch.bfloat16 or not self._packs:
             return weight
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS_HINT)
         return packed
@@ -91,11 +89,11 @@ class CpuOps(ReferenceOps):
         return PerExpert(parts=tuple(self.pack_linear(take_expert(weight, e, count)) for e in range(count)))
 
     def packed_forms(self) -> PackedForms | None:
-        classes = (Panels, RoundedPanels, Int8Weight, Int4Weight, Fp8Weight, StackedWeight, PerExpert)
+        classes = (Panels, Int8Weight, Int4Weight, Fp8Weight, StackedWeight, PerExpert)
         return None if self._library is None else PackedForms(classes, Path(self._library).stem)
 
     def multiplies(self, kind: str) -> bool:
-        return self._quantized is not None and kind in AS_FAST
+        return self._products is not None and kind in BLOCK_FORMS
 
     def apply_token_bitmask(self, logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
         banned = np.unpackbits(~bitmask.numpy().view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
@@ -103,8 +101,8 @@ class CpuOps(ReferenceOps):
             logits[row].masked_fill_(bits, -torch.inf)
 
     def linear(self, x: Tensor, weight: Operand, bias: Tensor | None = None) -> Tensor:
-        if isinstance(weight, Panels | RoundedPanels) and self._quantized is not None:
-            return self._quantized.linear(x, weight, bias)
+        if isinstance(weight, Panels) and self._products is not None:
+            return self._products.linear(x, weight, bias)
         if isinstance(weight, StackedWeight):
             return self._stacked(x, weight, bias)
         if not isinstance(weight, Tensor) or not weight.is_mkldnn:
@@ -113,6 +111,9 @@ class CpuOps(ReferenceOps):
         return product
 
     def _stacked(self, x: Tensor, weight: StackedWeight, bias: Tensor | None) -> Tensor:
+        fused = None if self._products is None else self._products.stacked(x, weight, bias)
+        if fused is not None:
+            return fused
         product = torch.cat([self.linear(x, part) for part in weight.parts], dim=-1)
         return product if bias is None else product + bias
 
@@ -125,6 +126,49 @@ class CpuOps(ReferenceOps):
             return super().lora_add(y, x, stack, own.grouped)
         self._lora.add(y, x, stack, own)
         return y
+
+    def add_norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Operand,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if not isinstance(weight, Panels) or not fits_norm(x, residual, norm_weight, weight, bias):
+            return super().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
+        return self._after_norm(x, residual, norm_weight, eps, weight, bias, gated=False)
+
+    def add_norm_gate_up(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Operand,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        fits = isinstance(weight, Panels) and fits_norm(x, residual, norm_weight, weight, bias)
+        if not isinstance(weight, Panels) or not fits or not fits_gate(weight):
+            return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
+        return self._after_norm(x, residual, norm_weight, eps, weight, bias, gated=True)
+
+    def _after_norm(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Panels,
+        bias: Tensor | None,
+        *,
+        gated: bool,
+    ) -> tuple[Tensor, Tensor]:
+        assert self._products is not None  # which made the panels
+        total = x.new_empty(x.shape, dtype=torch.float32)
+        norm = Normalization(norm_weight, residual, total, eps)
+        return self._products.after_norm(x, norm, weight, bias, gated=gated), total
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if self._native is None or not fits_rows(x, weight):

@@ -8,7 +8,8 @@ typedef struct {
   void *to;         /* [rows][stride] */
   const void *bias; /* [outputs] or null */
   int64_t stride;
-  int bf16; /* else float32, both */
+  int bf16;  /* else float32, both */
+  int parts; /* rows of y that are added up to one */
 } Output;
 
 INLINE vf load_as(const void *p, int bf16) {
@@ -20,22 +21,43 @@ INLINE void store_as(void *p, vf v, int bf16) {
   else store_f32((float *)p, v);
 }
 
-/* y [rows * parts][16] becomes 16 columns of some rows of the output; `parts` rows are added up to one. */
-INLINE void write_out(const float *y, int64_t first, int rows, int parts, int64_t panel, int64_t outputs,
-                      const Output *out) {
-  int64_t column = panel * LANES, each = out->bf16 ? 2 : 4;
-  int64_t left = outputs - column, n = left < LANES ? left : LANES;
+/* 16 numbers of the bias, from a column on, 0 behind its end. */
+INLINE vf bias_at(const Output *out, int64_t column, int64_t outputs) {
+  int64_t each = out->bf16 ? 2 : 4, left = outputs - column;
   uint8_t spare[LANES * 4] = {0};
-  if (out->bias) memcpy(spare, (const uint8_t *)out->bias + column * each, n * each);
-  vf added = load_as(spare, out->bf16);
-  for (int r = 0; r < rows; r++) {
-    vf v = load_f32(y + r * parts * LANES);
-    for (int i = 1; i < parts; i++) v += load_f32(y + (r * parts + i) * LANES);
+  if (out->bias) memcpy(spare, (const uint8_t *)out->bias + column * each, (left < LANES ? left : LANES) * each);
+  return load_as(spare, out->bf16);
+}
+
+INLINE vf added_up(const float *y, int parts) {
+  vf all = load_f32(y);
+  for (int i = 1; i < parts; i++) all += load_f32(y + i * LANES);
+  return all;
+}
+
+/* v / (1 + e^-v), by e^-|v|, which cannot overflow. */
+INLINE vf silu(vf v) {
+  vf e = exp_vf(-(vf)((vi)v & 0x7fffffff));
+  vi negative = v < 0;
+  vf top = (vf)(((vi)e & negative) | ((vi)splat(1.0f) & ~negative));
+  return v * top / (e + 1.0f);
+}
+
+/* y [rows * parts][16] becomes 16 columns of some rows of the output. up: null, or as y, of the outputs' second half:
+   then silu(y) * up. */
+INLINE void write_out(const float *y, const float *up, int64_t first, int64_t rows, int64_t column, int64_t outputs,
+                      const Output *out) {
+  int64_t each = out->bf16 ? 2 : 4, left = outputs - column, n = left < LANES ? left : LANES;
+  vf bias = bias_at(out, column, outputs), up_bias = up ? bias_at(out, column + outputs / 2, outputs) : bias;
+  for (int64_t r = 0; r < rows; r++) {
+    vf v = added_up(y + r * out->parts * LANES, out->parts) + bias;
+    if (up) v = silu(v) * (added_up(up + r * out->parts * LANES, out->parts) + up_bias);
     uint8_t *to = (uint8_t *)out->to + ((first + r) * out->stride + column) * each;
     if (n == LANES) {
-      store_as(to, v + added, out->bf16);
+      store_as(to, v, out->bf16);
     } else { /* the matrix ends here */
-      store_as(spare, v + added, out->bf16);
+      uint8_t spare[LANES * 4];
+      store_as(spare, v, out->bf16);
       memcpy(to, spare, n * each);
     }
   }

@@ -1,9 +1,9 @@
-/* From the forms of checkpoints to the panels of panels.h. Each row is taken apart into codes, a byte each, and numbers
-   for its headers and sub-scales; then sixteen rows are woven into a panel. */
+/* From the forms of checkpoints to the panels of panels.h. Each row is taken apart into codes, a byte each (or whole
+   numbers in floating point), and numbers for its headers and sub-scales; then sixteen rows are woven into a panel. */
 #include "panels.h"
 #include "team.h"
 
-enum { Q4_0 = 1, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, INT8, INT4, FP8 };
+enum { Q4_0 = 1, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, INT8, INT4, FP8, NUMBERS };
 
 /* A matrix as a checkpoint has it. Blocks have their scales inside; the others have scales [outputs][groups], of the
    headers' type. */
@@ -14,7 +14,8 @@ typedef struct {
   int32_t kind;
 } Stored;
 
-/* A row taken apart: codes [inputs], headers and floors [headers] (as many bytes as the form says), subs [groups]. */
+/* A row taken apart: codes [inputs] of code_bytes each, headers and floors [headers] (as many bytes as the form says),
+   subs [groups]. */
 typedef struct {
   uint8_t *codes, *headers, *header_floors;
   int8_t *subs, *sub_floors;
@@ -42,13 +43,8 @@ static void small_block(const uint8_t *block, int floors, int fifth, int64_t b, 
   nibbles(block + 4 * fifth, bits, row->codes + 32 * b);
 }
 
-INLINE uint8_t signed_code(int8_t value) {
-#if DOT
-  return value < 0 ? 0x80 | (uint8_t)-value : value; /* sign and magnitude; -128 is -0 */
-#else
-  return value;
-#endif
-}
+/* An int8 as code: 128 more. */
+INLINE uint8_t signed_code(uint8_t value) { return value ^ 128; }
 
 static void block_8(const uint8_t *block, int64_t b, Row *row) {
   put_half(row->headers, b, block, 0);
@@ -100,21 +96,28 @@ static void values_of(const Form *f, const Stored *s, const uint8_t *from, int64
     if (s->kind == INT4) row->codes[k] = from[k / 2] >> (k % 2 * 4) & 15;
     if (s->kind == FP8) row->codes[k] = from[k];
   }
+  if (s->kind == NUMBERS) memcpy(row->codes, from, f->inputs * code_bytes(f->kind));
   int64_t size = f->headers * (f->half ? 2 : 4);
   memcpy(row->headers, (const uint8_t *)s->scales + n * size, size);
   if (f->floors) memcpy(row->header_floors, (const uint8_t *)s->floors + n * size, size);
 }
 
-/* Code of output n and input k (both below 16) into a tile of zeros. */
-INLINE void put_code(int bits, uint8_t *tile, int n, int k, int code) {
-  if (bits == 8) {
-    tile[place8(n, k)] = code;
+INLINE void add_bits(uint8_t *to, uint32_t bits) {
+  uint32_t word;
+  memcpy(&word, to, 4);
+  word |= bits;
+  memcpy(to, &word, 4);
+}
+
+/* Word j of an output's codes into a tile of zeros, `to` being that output's lane. */
+INLINE void put_word(int kind, uint8_t *to, int j, uint32_t word) {
+  if (kind >= CODES8) {
+    memcpy(to + j * 64, &word, 4);
     return;
   }
-  int p = k / 2, lane = 2 * n + k % 2;
-  tile[p / 4 * 64 + lane * 2 + p % 4 / 2] |= (code & 15) << (p % 2 * 4);
-  if (bits == 5) tile[128 + lane] |= (code >> 4) << p;
-  if (bits == 6) tile[128 + lane * 2 + p / 4] |= (code >> 4) << (p % 4 * 2);
+  add_bits(to + j / 2 * 64, (word & 0x0f0f0f0f) << (j % 2 * 4));
+  if (kind == CODES5) add_bits(to + 256, (word >> 4 & 0x01010101) << j);
+  if (kind == CODES6) add_bits(to + 128, (word >> 4 & 0x03030303) << (2 * j));
 }
 
 static uint8_t *weave_numbers(const uint8_t *from, int64_t stride, int64_t size, uint8_t *to) {
@@ -124,14 +127,25 @@ static uint8_t *weave_numbers(const uint8_t *from, int64_t stride, int64_t size,
 
 /* `rows` bytes of scratch for a row taken apart; row n of a panel begins at n * its size. */
 static int64_t row_size(const Form *f) {
-  return padded_inputs(f) + 8 * f->headers + 2 * (int64_t)f->headers * f->groups;
+  return padded_inputs(f) * code_bytes(f->kind) + 8 * f->headers + 2 * (int64_t)f->headers * f->groups;
 }
 
 static Row row_at(const Form *f, uint8_t *memory) {
   int64_t num_groups = (int64_t)f->headers * f->groups;
-  uint8_t *numbers = memory + padded_inputs(f);
+  uint8_t *numbers = memory + padded_inputs(f) * code_bytes(f->kind);
   int8_t *subs = (int8_t *)numbers + 8 * f->headers;
   return (Row){memory, numbers, numbers + 4 * f->headers, subs, subs + num_groups};
+}
+
+/* The codes from input k on, four bytes at a time. */
+static void weave_tile(const Form *f, const Row *row, int64_t stride, int64_t k, uint8_t *to) {
+  int bytes = code_bytes(f->kind), words = tile_inputs(f->kind) * bytes / 4;
+  for (int n = 0; n < LANES; n++)
+    for (int j = 0; j < words; j++) {
+      uint32_t word;
+      memcpy(&word, row->codes + n * stride + k * bytes + 4 * j, 4);
+      put_word(f->kind, to + 4 * n, j, word);
+    }
 }
 
 static void weave(const Form *f, uint8_t *memory, uint8_t *to) {
@@ -144,9 +158,8 @@ static void weave(const Form *f, uint8_t *memory, uint8_t *to) {
     for (int g = 0; g < f->groups; g++, group++) {
       if (f->sub) to = weave_numbers((uint8_t *)row.subs + group, stride, 1, to);
       if (f->sub && f->floors) to = weave_numbers((uint8_t *)row.sub_floors + group, stride, 1, to);
-      for (int t = 0; t < f->tiles; t++, k += TILE, to += tile_bytes(f->bits))
-        for (int n = 0; n < LANES; n++)
-          for (int i = 0; i < TILE; i++) put_code(f->bits, to, n, i, row.codes[n * stride + k + i]);
+      for (int t = 0; t < f->units * f->unit; t++, k += tile_inputs(f->kind), to += tile_bytes(f->kind))
+        weave_tile(f, &row, stride, k, to);
     }
   }
 }
