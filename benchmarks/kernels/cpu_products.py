@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from octavo.ggml.block_types import BLOCK_TYPES
+from octavo.kernels.cpu.arena import Arena
 from octavo.kernels.cpu.ops import CpuOps
 from octavo.kernels.cpu.panels import BLOCK_FORMS, Panels
 from octavo.kernels.cpu.tasks import Step
@@ -68,7 +69,9 @@ def recorded(ops: CpuOps, form: str, shape: tuple[int, int], rows: int) -> tuple
     assert ops._tasks is not None
     check(ops, packed, weight, shape[1])
     copies = max(2, CACHE // packed.nbytes)
-    weights = [packed, *(replace(packed, data=packed.data.clone()) for _ in range(copies - 1))]
+    arena = Arena()  # as the model's own
+    data = [arena.take(packed.nbytes).copy_(packed.data) for _ in range(copies)]
+    weights = [replace(packed, data=each) for each in data]
     x = torch.randn(rows, shape[1]).bfloat16()
     held: list[tuple[int, ctypes.Structure, tuple[Tensor | None, ...]]] = []
     ops._tasks.listener = lambda task, call, tensors: held.append((task, call, tensors))
