@@ -25,6 +25,9 @@ class AttentionWork(ctypes.Structure):
         ("jobs", c_void_p),
         ("num_groups", c_int32),
         ("num_parts", c_int32),
+        ("stretches", c_void_p),
+        ("num_stretches", c_int32),
+        ("window", c_int32),
     )
 
 
@@ -39,8 +42,26 @@ class _AddRmsNormCall(ctypes.Structure):
     )
 
 
-class _SiluMulCall(ctypes.Structure):
+class _RmsNormCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "out")),
+        *(("rows", c_int64), ("size", c_int64), ("eps", c_float)),
+    )
+
+
+class _AddLayerNormCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *(("rows", c_int64), ("size", c_int64), ("eps", c_float), ("starts", c_int32)),
+    )
+
+
+class _GatedCall(ctypes.Structure):
     _fields_ = (("gate_up", c_void_p), ("out", c_void_p), ("rows", c_int64), ("size", c_int64))
+
+
+class _GeluCall(ctypes.Structure):
+    _fields_ = (("x", c_void_p), ("size", c_int64))
 
 
 class _RotateAndStoreCall(ctypes.Structure):
@@ -60,7 +81,10 @@ class _AttentionCall(ctypes.Structure):
     )
 
 
-_NAMES = ("embedding", "add_rms_norm", "silu_mul", "rotate_and_store", "attention")
+_NAMES = (
+    *("embedding", "rms_norm", "add_rms_norm", "add_layer_norm", "silu_mul", "gelu_mul", "gelu_tanh_mul", "gelu"),
+    *("gelu_tanh", "rotate_and_store", "attention", "prefill_attention"),
+)
 
 
 class Native:
@@ -94,10 +118,29 @@ class Native:
         )
         self._run("add_rms_norm", x.dtype, call, x, weight, residual, out)
 
-    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
-        """``out [T, I] = silu(gate) * up`` of ``gate_up [T, 2I]``, I a multiple of 16."""
-        call = _SiluMulCall(gate_up.data_ptr(), out.data_ptr(), *out.shape)
-        self._run("silu_mul", out.dtype, call, gate_up, out)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        """``out = rms_norm(x) * weight``: ``[..., H]``, H a multiple of 16."""
+        call = _RmsNormCall(
+            *(tensor.data_ptr() for tensor in (x, weight, out)), x.numel() // len(weight), len(weight), eps
+        )
+        self._run("rms_norm", x.dtype, call, x, weight, out)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, *, starts: bool
+    ) -> None:
+        """``out = layer_norm(x + residual) * weight + bias``, ``residual += x``, as ``add_rms_norm``."""
+        tensors = x, weight, bias, residual, out
+        call = _AddLayerNormCall(*(tensor.data_ptr() for tensor in tensors), *x.shape, eps, int(starts))
+        self._run("add_layer_norm", x.dtype, call, *tensors)
+
+    def gated(self, activation: str, gate_up: Tensor, out: Tensor) -> None:
+        """``out [T, I] = f(gate) * up`` of ``gate_up [T, 2I]``, I a multiple of 16; "silu", "gelu" or "gelu_tanh"."""
+        call = _GatedCall(gate_up.data_ptr(), out.data_ptr(), *out.shape)
+        self._run(f"{activation}_mul", out.dtype, call, gate_up, out)
+
+    def gelu(self, x: Tensor, *, approximate: bool) -> None:
+        """``x = gelu(x)``, of a multiple of 16 elements; ``approximate``: by tanh."""
+        self._run("gelu_tanh" if approximate else "gelu", x.dtype, _GeluCall(x.data_ptr(), x.numel()), x)
 
     def rotate_and_store(
         self,
@@ -130,24 +173,45 @@ class Native:
         partials: Tensor,
         out: Tensor,
     ) -> None:
-        """Attention of some of the query tokens ``q [T, Hq, D]``, each written to its row of ``out [T, Hq * D]``.
+        """Attention of the query tokens ``q [T, Hq, D]`` that have jobs, each to its row of ``out [T, Hq * D]``.
 
         Args:
             work: whose jobs are int32 ``[N, num_parts, 5]``: token, row of the tables, key/value head, and the
                 positions from and to which (excluded) the part goes; a part may be empty, not all of a job's.
-            partials: float32, at least ``N * num_parts * share * (D + 2)``: scratch.
+            partials: float32, at least ``N * num_parts * share * (D + 2)``, if ``num_parts`` is not 1: scratch.
         """
-        _, hk, block_size, d = kv.keys.shape
-        call = _AttentionCall(
-            *(kv.keys.data_ptr(), kv.values.data_ptr(), q.data_ptr(), ctypes.addressof(work)),
-            *(partials.data_ptr(), out.data_ptr(), q.stride(0), hk, q.shape[1] // hk, d, block_size),
-            *(scale, soft_cap or 0),
-        )
+        call = _attention_call(q, kv, work, scale, soft_cap, partials, out)
         self._run("attention", q.dtype, call, q, partials, out, *kv.tensors)
+
+    def prefill_attention(
+        self, q: Tensor, kv: KVLayer, work: AttentionWork, *, scale: float, soft_cap: float | None, out: Tensor
+    ) -> None:
+        """Attention of the query tokens ``q [T, Hq, D]`` of the work's stretches: int32 ``[N, 5]``, first token, row of
+        the tables, key/value head, the first query's position, and how many queries.
+        """
+        call = _attention_call(q, kv, work, scale, soft_cap, None, out)
+        self._run("prefill_attention", q.dtype, call, q, out, *kv.tensors)
+
+
+def _attention_call(
+    q: Tensor,
+    kv: KVLayer,
+    work: AttentionWork,
+    scale: float,
+    soft_cap: float | None,
+    partials: Tensor | None,
+    out: Tensor,
+) -> _AttentionCall:
+    _, hk, block_size, d = kv.keys.shape
+    return _AttentionCall(
+        *(kv.keys.data_ptr(), kv.values.data_ptr(), q.data_ptr(), ctypes.addressof(work)),
+        *(None if partials is None else partials.data_ptr(), out.data_ptr()),
+        *(q.stride(0), hk, q.shape[1] // hk, d, block_size, scale, soft_cap or 0),
+    )
 
 
 def fits_attention(q: Tensor, kv: KVLayer) -> bool:
-    """Whether ``Native.attention`` can take these queries and this cache."""
+    """Whether the kernels of attention can take these queries and this cache."""
     hk, d = kv.keys.shape[1], q.shape[2]
     same = q.dtype is kv.keys.dtype and q.dtype in _SUFFIX
     dense = q.stride(2) == 1 and q.stride(1) == d and kv.keys.is_contiguous() and kv.values.is_contiguous()
