@@ -32,7 +32,7 @@ def _library(name: str, folder: Path) -> ctypes.CDLL:
     if platform.machine() != "x86_64" or _NEEDS.get(name, "") not in build._processor():
         pytest.skip("another processor")
     made = folder / f"{name}.so"
-    files = ("attention.c", "prefill_attention.c", "elementwise.c", "team.c")
+    files = ("attention.c", "prefill_attention.c", "elementwise.c", "sampling.c", "team.c")
     flags = [flag for flag in build.FLAGS if flag != "-O3"]  # it would compile for ten seconds, to the same results
     command = [shutil.which("cc") or "gcc", "-O1", *flags, f"-march={name}", "-shared", "-o", made]
     if subprocess.run(

@@ -8,8 +8,10 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu.arena import Scratch
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import KVLayer
+from octavo.kernels.reference.sampling import MAX_VOCAB_SIZE
 
 LANES = 16
 MAX_HEAD_DIM, MAX_SHARE, MAX_PARTS = 256, 32, 64
@@ -81,17 +83,26 @@ class _AttentionCall(ctypes.Structure):
     )
 
 
+class _SampleCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "params", "tokens", "bad", "desks")),
+        *((name, c_int64) for name in ("rows", "size", "stride")),
+    )
+
+
 _NAMES = (
     *("embedding", "rms_norm", "add_rms_norm", "add_layer_norm", "silu_mul", "gelu_mul", "gelu_tanh_mul", "gelu"),
-    *("gelu_tanh", "rotate_and_store", "attention", "prefill_attention"),
+    *("gelu_tanh", "rotate_and_store", "attention", "prefill_attention", "sample"),
 )
+_SAMPLING_DESK = 20
+"""Bytes of scratch for each thread and token of the vocabulary; see ``native/sampling.h``."""
 
 
 class Native:
     """The tasks of the compiled library. Tensors are contiguous, on the CPU, in float32 or bfloat16."""
 
     def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
+        self._tasks, self._desks = tasks, Scratch()
         self._addresses = {
             (name, dtype): tasks.address(f"octavo_{name}_{suffix}")
             for name in _NAMES
@@ -192,6 +203,18 @@ class Native:
         call = _attention_call(q, kv, work, scale, soft_cap, None, out)
         self._run("prefill_attention", q.dtype, call, q, out, *kv.tensors)
 
+    def sample(self, logits: Tensor, params: Tensor, tokens: Tensor, bad: Tensor) -> None:
+        """Choose ``tokens [S]`` int64 for ``logits [S, V]``; see ``Ops.sample`` and `octavo.kernels.sampling`.
+
+        ``bad [S]`` bool: rows whose largest logit is not finite, or with a NaN; their token is 0.
+        """
+        rows, size = logits.shape
+        desks = self._desks.take(self._tasks.threads * -(-size // LANES) * LANES * _SAMPLING_DESK)
+        call = _SampleCall(
+            *(tensor.data_ptr() for tensor in (logits, params, tokens, bad, desks)), rows, size, logits.stride(0)
+        )
+        self._run("sample", logits.dtype, call, logits, params, tokens, bad, desks)
+
 
 def _attention_call(
     q: Tensor,
@@ -224,3 +247,9 @@ def fits_rows(*tensors: Tensor) -> bool:
     return dtype in _SUFFIX and all(
         t.dtype is dtype and t.is_contiguous() and t.shape[-1] % LANES == 0 for t in tensors
     )
+
+
+def fits_sampling(logits: Tensor, params: Tensor) -> bool:
+    """Whether ``Native.sample`` can take these."""
+    rows = logits.dtype in _SUFFIX and logits.dim() == 2 and logits.stride(1) == 1
+    return rows and 0 < logits.shape[1] <= MAX_VOCAB_SIZE and params.is_contiguous()

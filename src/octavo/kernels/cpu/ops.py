@@ -21,7 +21,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu.attention_plan import CpuPlan, most_parts
 from octavo.kernels.cpu.build import load_library
-from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
+from octavo.kernels.cpu.native import Native, fits_attention, fits_rows, fits_sampling
 from octavo.kernels.cpu.panels import AS_FAST, Panels
 from octavo.kernels.cpu.quantized import QuantizedProducts
 from octavo.kernels.cpu.recording import Pool, record
@@ -41,6 +41,8 @@ from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.recording import Recording
 from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.reference.sample_rows import remember
+from octavo.kernels.sampling import LastTokens, Sampled
 
 ROWS_HINT = 32
 """How many rows oneDNN is told to expect when it chooses the layout. Measured from 1 to 256, it makes no difference."""
@@ -210,6 +212,16 @@ class CpuOps(ReferenceOps):
         if work.num_stretches:
             self._native.prefill_attention(q, kv, work, scale=scale, soft_cap=soft_cap, out=out)
         return out
+
+    def sample(
+        self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
+    ) -> Sampled:
+        if self._native is None or not fits_sampling(logits, params):
+            return super().sample(logits, params, last, filters=filters)
+        tokens, bad = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits), dtype=torch.bool)
+        self._native.sample(logits, params, tokens, bad)
+        remember(tokens, last)
+        return Sampled(tokens, bad)
 
 
 def _summable(residual: Tensor) -> Tensor:
