@@ -8,8 +8,10 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu.arena import Scratch
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import KVLayer
+from octavo.kernels.reference.sampling import MAX_VOCAB_SIZE
 
 LANES = 16
 MAX_HEAD_DIM, MAX_SHARE, MAX_PARTS = 256, 32, 64
@@ -25,6 +27,9 @@ class AttentionWork(ctypes.Structure):
         ("jobs", c_void_p),
         ("num_groups", c_int32),
         ("num_parts", c_int32),
+        ("stretches", c_void_p),
+        ("num_stretches", c_int32),
+        ("window", c_int32),
     )
 
 
@@ -39,8 +44,26 @@ class _AddRmsNormCall(ctypes.Structure):
     )
 
 
-class _SiluMulCall(ctypes.Structure):
+class _RmsNormCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "out")),
+        *(("rows", c_int64), ("size", c_int64), ("eps", c_float)),
+    )
+
+
+class _AddLayerNormCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *(("rows", c_int64), ("size", c_int64), ("eps", c_float), ("starts", c_int32)),
+    )
+
+
+class _GatedCall(ctypes.Structure):
     _fields_ = (("gate_up", c_void_p), ("out", c_void_p), ("rows", c_int64), ("size", c_int64))
+
+
+class _GeluCall(ctypes.Structure):
+    _fields_ = (("x", c_void_p), ("size", c_int64))
 
 
 class _RotateAndStoreCall(ctypes.Structure):
@@ -60,14 +83,26 @@ class _AttentionCall(ctypes.Structure):
     )
 
 
-_NAMES = ("embedding", "add_rms_norm", "silu_mul", "rotate_and_store", "attention")
+class _SampleCall(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("logits", "params", "tokens", "bad", "desks")),
+        *((name, c_int64) for name in ("rows", "size", "stride")),
+    )
+
+
+_NAMES = (
+    *("embedding", "rms_norm", "add_rms_norm", "add_layer_norm", "silu_mul", "gelu_mul", "gelu_tanh_mul", "gelu"),
+    *("gelu_tanh", "rotate_and_store", "attention", "prefill_attention", "sample"),
+)
+_SAMPLING_DESK = 20
+"""Bytes of scratch for each thread and token of the vocabulary; see ``native/sampling.h``."""
 
 
 class Native:
     """The tasks of the compiled library. Tensors are contiguous, on the CPU, in float32 or bfloat16."""
 
     def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
+        self._tasks, self._desks = tasks, Scratch()
         self._addresses = {
             (name, dtype): tasks.address(f"octavo_{name}_{suffix}")
             for name in _NAMES
@@ -94,10 +129,29 @@ class Native:
         )
         self._run("add_rms_norm", x.dtype, call, x, weight, residual, out)
 
-    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
-        """``out [T, I] = silu(gate) * up`` of ``gate_up [T, 2I]``, I a multiple of 16."""
-        call = _SiluMulCall(gate_up.data_ptr(), out.data_ptr(), *out.shape)
-        self._run("silu_mul", out.dtype, call, gate_up, out)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+        """``out = rms_norm(x) * weight``: ``[..., H]``, H a multiple of 16."""
+        call = _RmsNormCall(
+            *(tensor.data_ptr() for tensor in (x, weight, out)), x.numel() // len(weight), len(weight), eps
+        )
+        self._run("rms_norm", x.dtype, call, x, weight, out)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, *, starts: bool
+    ) -> None:
+        """``out = layer_norm(x + residual) * weight + bias``, ``residual += x``, as ``add_rms_norm``."""
+        tensors = x, weight, bias, residual, out
+        call = _AddLayerNormCall(*(tensor.data_ptr() for tensor in tensors), *x.shape, eps, int(starts))
+        self._run("add_layer_norm", x.dtype, call, *tensors)
+
+    def gated(self, activation: str, gate_up: Tensor, out: Tensor) -> None:
+        """``out [T, I] = f(gate) * up`` of ``gate_up [T, 2I]``, I a multiple of 16; "silu", "gelu" or "gelu_tanh"."""
+        call = _GatedCall(gate_up.data_ptr(), out.data_ptr(), *out.shape)
+        self._run(f"{activation}_mul", out.dtype, call, gate_up, out)
+
+    def gelu(self, x: Tensor, *, approximate: bool) -> None:
+        """``x = gelu(x)``, of a multiple of 16 elements; ``approximate``: by tanh."""
+        self._run("gelu_tanh" if approximate else "gelu", x.dtype, _GeluCall(x.data_ptr(), x.numel()), x)
 
     def rotate_and_store(
         self,
@@ -130,24 +184,57 @@ class Native:
         partials: Tensor,
         out: Tensor,
     ) -> None:
-        """Attention of some of the query tokens ``q [T, Hq, D]``, each written to its row of ``out [T, Hq * D]``.
+        """Attention of the query tokens ``q [T, Hq, D]`` that have jobs, each to its row of ``out [T, Hq * D]``.
 
         Args:
             work: whose jobs are int32 ``[N, num_parts, 5]``: token, row of the tables, key/value head, and the
                 positions from and to which (excluded) the part goes; a part may be empty, not all of a job's.
-            partials: float32, at least ``N * num_parts * share * (D + 2)``: scratch.
+            partials: float32, at least ``N * num_parts * share * (D + 2)``, if ``num_parts`` is not 1: scratch.
         """
-        _, hk, block_size, d = kv.keys.shape
-        call = _AttentionCall(
-            *(kv.keys.data_ptr(), kv.values.data_ptr(), q.data_ptr(), ctypes.addressof(work)),
-            *(partials.data_ptr(), out.data_ptr(), q.stride(0), hk, q.shape[1] // hk, d, block_size),
-            *(scale, soft_cap or 0),
-        )
+        call = _attention_call(q, kv, work, scale, soft_cap, partials, out)
         self._run("attention", q.dtype, call, q, partials, out, *kv.tensors)
+
+    def prefill_attention(
+        self, q: Tensor, kv: KVLayer, work: AttentionWork, *, scale: float, soft_cap: float | None, out: Tensor
+    ) -> None:
+        """Attention of the query tokens ``q [T, Hq, D]`` of the work's stretches: int32 ``[N, 5]``, first token, row of
+        the tables, key/value head, the first query's position, and how many queries.
+        """
+        call = _attention_call(q, kv, work, scale, soft_cap, None, out)
+        self._run("prefill_attention", q.dtype, call, q, out, *kv.tensors)
+
+    def sample(self, logits: Tensor, params: Tensor, tokens: Tensor, bad: Tensor) -> None:
+        """Choose ``tokens [S]`` int64 for ``logits [S, V]``; see ``Ops.sample`` and `octavo.kernels.sampling`.
+
+        ``bad [S]`` bool: rows whose largest logit is not finite, or with a NaN; their token is 0.
+        """
+        rows, size = logits.shape
+        desks = self._desks.take(self._tasks.threads * -(-size // LANES) * LANES * _SAMPLING_DESK)
+        call = _SampleCall(
+            *(tensor.data_ptr() for tensor in (logits, params, tokens, bad, desks)), rows, size, logits.stride(0)
+        )
+        self._run("sample", logits.dtype, call, logits, params, tokens, bad, desks)
+
+
+def _attention_call(
+    q: Tensor,
+    kv: KVLayer,
+    work: AttentionWork,
+    scale: float,
+    soft_cap: float | None,
+    partials: Tensor | None,
+    out: Tensor,
+) -> _AttentionCall:
+    _, hk, block_size, d = kv.keys.shape
+    return _AttentionCall(
+        *(kv.keys.data_ptr(), kv.values.data_ptr(), q.data_ptr(), ctypes.addressof(work)),
+        *(None if partials is None else partials.data_ptr(), out.data_ptr()),
+        *(q.stride(0), hk, q.shape[1] // hk, d, block_size, scale, soft_cap or 0),
+    )
 
 
 def fits_attention(q: Tensor, kv: KVLayer) -> bool:
-    """Whether ``Native.attention`` can take these queries and this cache."""
+    """Whether the kernels of attention can take these queries and this cache."""
     hk, d = kv.keys.shape[1], q.shape[2]
     same = q.dtype is kv.keys.dtype and q.dtype in _SUFFIX
     dense = q.stride(2) == 1 and q.stride(1) == d and kv.keys.is_contiguous() and kv.values.is_contiguous()
@@ -160,3 +247,9 @@ def fits_rows(*tensors: Tensor) -> bool:
     return dtype in _SUFFIX and all(
         t.dtype is dtype and t.is_contiguous() and t.shape[-1] % LANES == 0 for t in tensors
     )
+
+
+def fits_sampling(logits: Tensor, params: Tensor) -> bool:
+    """Whether ``Native.sample`` can take these."""
+    rows = logits.dtype in _SUFFIX and logits.dim() == 2 and logits.stride(1) == 1
+    return rows and 0 < logits.shape[1] <= MAX_VOCAB_SIZE and params.is_contiguous()

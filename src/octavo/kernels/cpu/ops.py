@@ -1,8 +1,8 @@
 """The CPU backend: weights laid out once, and C kernels for what torch does slowly.
 
-Decode attention in torch gathers the blocks of the context before it multiplies; the C kernel reads them where they
-are. It, the norms, the activation and the rotation take what is left of a step to about a third. What a kernel cannot
-take (odd sizes, float16, prompts' attention) goes to the reference.
+Attention in torch gathers the blocks of the context before it multiplies; the C kernels read them where they are. They,
+the norms, the activation and the rotation take what is left of a step to about a third. What a kernel cannot take (odd
+sizes, float16) goes to the reference.
 
 Weights are woven into panels (`panels.py`), which one family of C kernels multiplies with as it reads them, and which
 takes the norm before and the gate behind a product along (`products.py`). Without a compiler, bfloat16 weights are laid
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import lora
-from octavo.kernels.cpu.attention_plan import CpuPlan
+from octavo.kernels.cpu.attention_plan import CpuPlan, most_parts
 from octavo.kernels.cpu.build import load_library
 from octavo.kernels.cpu.lora import CpuLora, LoraTasks
-from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
+from octavo.kernels.cpu.native import Native, fits_attention, fits_rows, fits_sampling
 from octavo.kernels.cpu.panels import BLOCK_FORMS, Panels
 from octavo.kernels.cpu.products import Normalization, Products, fits_gate, fits_norm
 from octavo.kernels.cpu.recording import Pool, record
@@ -41,8 +41,9 @@ from octavo.kernels.packed import (
 from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.recording import Recording
-from octavo.kernels.reference import attention as reference
 from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.reference.sample_rows import remember
+from octavo.kernels.sampling import LastTokens, Sampled
 
 ROWS_HINT = 32
 """How many rows oneDNN is told to expect when it chooses the layout. Measured from 1 to 256, it makes no difference."""
@@ -173,7 +174,7 @@ class CpuOps(ReferenceOps):
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if self._native is None or not fits_rows(x, weight):
             return super().add_rms_norm(x, residual, weight, eps)
-        total = residual.to(torch.float32, copy=residual.dtype is not torch.float32 or not residual.is_contiguous())
+        total = _summable(residual)
         out = self._workspace.take("normed", tuple(x.shape), x)
         self._native.add_rms_norm(x, total, weight, eps, out)
         return out, total
@@ -185,13 +186,45 @@ class CpuOps(ReferenceOps):
         self._native.add_rms_norm(x, total, weight, eps, out, starts=True)
         return out, total
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if self._native is None or not fits_rows(x, weight):
+            return super().rms_norm(x, weight, eps)
+        out = x.new_empty(x.shape)
+        self._native.rms_norm(x, weight, eps, out)
+        return out
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if self._native is None or not fits_rows(x, weight, bias):
+            return super().add_layer_norm(x, residual, weight, bias, eps)
+        total = x.new_empty(x.shape, dtype=torch.float32) if residual is None else _summable(residual)
+        out = self._workspace.take("normed", tuple(x.shape), x)
+        self._native.add_layer_norm(x, total, weight, bias, eps, out, starts=residual is None)
+        return out, total
+
     def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gated = self._gated("silu", gate_up)
+        return super().silu_mul(gate_up) if gated is None else gated
+
+    def gelu_mul(self, gate_up: Tensor, *, approximate: bool) -> Tensor:
+        gated = self._gated("gelu_tanh" if approximate else "gelu", gate_up)
+        return super().gelu_mul(gate_up, approximate=approximate) if gated is None else gated
+
+    def _gated(self, activation: str, gate_up: Tensor) -> Tensor | None:
+        """None: the kernel cannot take it."""
         rows, size = gate_up.shape
         if self._native is None or not fits_rows(gate_up) or size % 32:
-            return super().silu_mul(gate_up)
+            return None
         out = self._workspace.take("gated", (rows, size // 2), gate_up)
-        self._native.silu_mul(gate_up, out)
+        self._native.gated(activation, gate_up, out)
         return out
+
+    def gelu(self, x: Tensor, *, approximate: bool) -> Tensor:
+        if self._native is None or not fits_rows(x):
+            return super().gelu(x, approximate=approximate)
+        self._native.gelu(x, approximate=approximate)
+        return x
 
     def rotate_and_store(
         self,
@@ -229,11 +262,29 @@ class CpuOps(ReferenceOps):
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         work = own.work(window)
         if work.num_groups:
-            size = own.most_jobs(q.shape[0]) * (q.shape[1] // kv.keys.shape[1]) * (q.shape[2] + 2)
+            # When the step is replayed for longer contexts, there may be more parts than now.
+            jobs = work.num_groups * most_parts(work.num_groups, torch.get_num_threads())
+            size = jobs * (q.shape[1] // kv.keys.shape[1]) * (q.shape[2] + 2)
             partials = self._workspace.take("partials", (size,), q, torch.float32)
             self._native.attention(q, kv, work, scale=scale, soft_cap=soft_cap, partials=partials, out=out)
-        reference.attend_groups(q, kv, own, own.long_groups(window), scale, soft_cap, out)
+        if work.num_stretches:
+            self._native.prefill_attention(q, kv, work, scale=scale, soft_cap=soft_cap, out=out)
         return out
+
+    def sample(
+        self, logits: Tensor, params: Tensor, last: LastTokens | None = None, *, filters: bool = True
+    ) -> Sampled:
+        if self._native is None or not fits_sampling(logits, params):
+            return super().sample(logits, params, last, filters=filters)
+        tokens, bad = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits), dtype=torch.bool)
+        self._native.sample(logits, params, tokens, bad)
+        remember(tokens, last)
+        return Sampled(tokens, bad)
+
+
+def _summable(residual: Tensor) -> Tensor:
+    """The residual as kernels add to it: float32, contiguous."""
+    return residual.to(torch.float32, copy=residual.dtype is not torch.float32 or not residual.is_contiguous())
 
 
 def packs_weights() -> bool:

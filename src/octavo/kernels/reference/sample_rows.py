@@ -28,10 +28,15 @@ def sample_rows(logits: Tensor, params: Tensor, last: LastTokens | None) -> Samp
             token_ids[rows] = choose(logits[rows], table[kind])
     bad = ~logits.amax(dim=1).isfinite()
     token_ids.masked_fill_(bad, 0)
+    remember(token_ids, last)
+    return Sampled(token_ids, bad)
+
+
+def remember(token_ids: Tensor, last: LastTokens | None) -> None:
+    """Write ``token_ids [S]`` to where the next step finds its input."""
     if last is not None:
         real = last.slots >= 0
         last.tokens[last.slots[real].long()] = token_ids[real].to(last.tokens.dtype)
-    return Sampled(token_ids, bad)
 
 
 def _kinds(table: np.ndarray) -> tuple[tuple[np.ndarray, Callable[[Tensor, np.ndarray], Tensor]], ...]:

@@ -1,4 +1,4 @@
-/* Norms, activation, rotation for bfloat16 and float32; elementwise.inc has the idea. */
+/* Norms, activations, rotation for bfloat16 and float32; elementwise.inc has the idea. */
 #include "attention.h"
 #include "team.h"
 
@@ -20,12 +20,38 @@ typedef struct {
   int32_t starts; /* residual holds nothing yet, and counts as 0 */
 } AddRmsNormCall;
 
-/* out [rows, size] = silu(gate) * up of gate_up [rows, 2 size]. */
+/* out [rows, size] = rms_norm(x) * weight. */
+typedef struct {
+  const void *x, *weight;
+  void *out;
+  int64_t rows, size;
+  float eps;
+} RmsNormCall;
+
+/* out [rows, size] = layer_norm(x + residual) * weight + bias, residual [rows, size] += x. */
+typedef struct {
+  const void *x, *weight, *bias;
+  float *residual;
+  void *out;
+  int64_t rows, size;
+  float eps;
+  int32_t starts; /* as in AddRmsNormCall */
+} AddLayerNormCall;
+
+enum { SILU, GELU, GELU_TANH };
+
+/* out [rows, size] = f(gate) * up of gate_up [rows, 2 size]. */
 typedef struct {
   const void *gate_up;
   void *out;
   int64_t rows, size;
-} SiluMulCall;
+} GatedCall;
+
+/* x [size] = f(x). */
+typedef struct {
+  void *x;
+  int64_t size;
+} GeluCall;
 
 /* Queries and keys of qkv [rows, (Hq + 2 Hk) D] are normalised (if there are weights) and rotated in place; keys and
    values are copied to their slots of the cache [num_blocks, Hk, block_size, D]. */
@@ -38,6 +64,8 @@ typedef struct {
   int64_t rows, num_heads, num_kv_heads, head_dim, block_size;
   float eps;
 } RotateAndStoreCall;
+
+#include "activations.h"
 
 #include "elementwise.inc"
 #define BF16

@@ -67,15 +67,25 @@ INLINE float sum(vf x) {
 
 typedef int32_t vi8 __attribute__((vector_size(32)));
 
-/* The largest, or NaN if there is one. */
+INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+/* The larger of each pair; where one is NaN, either. */
+INLINE vf larger(vf a, vf b) {
+#ifdef __AVX512F__
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#endif
+  return choose(a > b, a, b);
+}
+
+/* The largest of all; if one is NaN, any of them or NaN. */
 INLINE float largest(vf x) {
-  vf8 a, b;
-  memcpy(&a, &x, sizeof a);
-  memcpy(&b, (char *)&x + sizeof a, sizeof b);
-  vi8 first = (a > b) | (a != a);
-  a = (vf8)(((vi8)a & first) | ((vi8)b & ~first));
-  float best = a[0];
-  for (int i = 1; i < 8; i++) best = a[i] > best || a[i] != a[i] ? a[i] : best;
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps((__m512)x);
+#endif
+  float part[8], best;
+  for (int i = 0; i < 8; i++) part[i] = x[i] > x[i + 8] ? x[i] : x[i + 8];
+  best = part[0];
+  for (int i = 1; i < 8; i++) best = part[i] > best ? part[i] : best;
   return best;
 }
 
@@ -101,11 +111,41 @@ INLINE vf sums16(vf *x) {
          SHUFFLE(x[0], x[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
+/* Lane j of x[i] becomes lane i of x[j]. */
+INLINE void transpose16(vf *x) {
+#ifdef __AVX512F__
+  __m512i *a = (__m512i *)x, b[16];
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) {
+      a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+      a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+    }
+  for (int i = 0; i < 16; i += 8)
+    for (int j = 0; j < 4; j++) {
+      b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88);
+      b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
+    }
+  for (int j = 0; j < 8; j++) {
+    a[j] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88);
+    a[j + 8] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd);
+  }
+  return;
+#endif
+  float rows[16][16];
+  memcpy(rows, x, sizeof rows);
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 16; j++) x[i][j] = rows[j][i];
+}
+
 /* e^x for x <= 88 to about 2 units in the last place; 0 below -87 (so also for -inf), NaN for NaN.
    x = n ln 2 + r with |r| <= ln 2 / 2; e^r is its Taylor polynomial of degree 6, 2^n goes into the exponent bits. */
 INLINE vf exp_vf(vf x) {
   vi small = x < -87.0f;
-  vf y = (vf)(((vi)splat(-87.0f) & small) | ((vi)x & ~small));
+  vf y = choose(small, splat(-87.0f), x);
   vf shifted = y * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum's low bits are the nearest integer */
   vf n = shifted - 12582912.0f;
   vf r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -119,6 +159,25 @@ INLINE vf exp_vf(vf x) {
   vf power = (vf)((((vi)shifted - 0x4b400000) + 127) << 23);
   return (vf)((vi)(p * power) & ~small);
 }
+
+/* tanh x to about 1e-7; NaN for NaN. */
+INLINE vf tanh_vf(vf x) {
+  vf e = exp_vf((vf)((vi)x | (int32_t)0x80000000) * 2.0f); /* e^-2|x| cannot overflow */
+  vf size = (1.0f - e) / (1.0f + e);
+  return (vf)((vi)size | ((vi)x & (int32_t)0x80000000));
+}
+
+/* Bit i: whether lane i of a comparison is true. */
+INLINE uint32_t lanes_of(vi mask) {
+#ifdef __AVX512F__
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#endif
+  uint32_t bits = 0;
+  for (int i = 0; i < LANES; i++) bits |= (uint32_t)(mask[i] & 1) << i;
+  return bits;
+}
+
+static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 #endif
 
