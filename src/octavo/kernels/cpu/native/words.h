@@ -38,7 +38,7 @@ INLINE float float_at(const uint8_t *p) { float x; memcpy(&x, p, 4); return x; }
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 
-INLINE vi larger(vi a, vi b) {
+INLINE vi larger_whole(vi a, vi b) {
 #ifdef __AVX512F__
   return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
 #endif
@@ -48,10 +48,10 @@ INLINE vi larger(vi a, vi b) {
 
 /* The largest of 16, and the sum, in each lane: what is done with them stays in vectors. */
 INLINE vi largest_of(vi x) {
-  x = larger(x, SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-  x = larger(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-  x = larger(x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-  return larger(x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  x = larger_whole(x, SHUFFLE(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  x = larger_whole(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  x = larger_whole(x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  return larger_whole(x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
 }
 
 INLINE vi sum_of(vi x) {
@@ -66,7 +66,7 @@ INLINE vi sum_of(vi x) {
 INLINE vf scale_of(const float *x, int64_t n) {
   vi top = {0};
   for (int64_t k = 0; k < n; k += LANES)
-    top = larger((vi)load_f32(x + k) & 0x7fffffff, top); /* magnitudes compare as whole numbers do; NaN is most */
+    top = larger_whole((vi)load_f32(x + k) & 0x7fffffff, top); /* magnitudes compare as whole numbers do; NaN is most */
   top = largest_of(top);
   vi tiny = (vf)top < 1e-36f, wrong = top >= 0x7f800000;
   top = (top & ~tiny) | ((vi)splat(1) & tiny) | wrong;
