@@ -18,6 +18,10 @@ class Shape(ctypes.Structure):
     _fields_ = (("n", ctypes.c_int64), ("bits", ctypes.c_int32))
 
 
+class Address(ctypes.Structure):
+    _fields_ = (("n", ctypes.c_int64), ("where", ctypes.c_void_p))
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Own(PackedWeight):
     """A form such as a backend has: a C structure, a tensor, what may be missing, and notes."""
@@ -88,6 +92,7 @@ def test_notes_are_not_kept():
     [
         StackedWeight(parts=(torch.randn(16, 16).to_mkldnn(),)),
         Own(form=Shape(1, 1), data=torch.zeros(1).to("meta")),
+        Own(form=Address(1, 2), data=torch.zeros(1)),
         object(),
     ],
 )

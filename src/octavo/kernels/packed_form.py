@@ -40,7 +40,7 @@ class PackedForms:
                 return weight
             case Tensor() if weight.layout is torch.strided and weight.device.type == "cpu":
                 return {"tensor": put(weight.detach())}
-            case ctypes.Structure():
+            case ctypes.Structure() if not any(_is_address(field[1]) for field in weight._fields_):
                 return {"bytes": bytes(weight).hex()}
             case tuple():
                 return {"items": [self.describe(item, put) for item in weight]}
@@ -73,3 +73,8 @@ class PackedForms:
             case None | bool() | int() | float() | str():
                 return described
         raise ValueError(f"{described!r:.80} describes no packed weight")
+
+
+def _is_address(kind: type) -> bool:
+    """Whether a C structure's field says where something is, which is no use to another process."""
+    return issubclass(kind, ctypes.c_void_p | ctypes.c_char_p | ctypes._Pointer)
