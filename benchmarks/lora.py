@@ -65,7 +65,8 @@ def run(llm: LLM, prompts: list[list[int]], output: int, loras: list[LoRARequest
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     options = {"max_model_len": args.prompt + args.output + 1, "max_num_seqs": args.requests, "device": args.device}
-    options |= {"enable_prefix_caching": False}
+    options |= {"enable_prefix_caching": False, "load_format": args.load_format}
+    options |= {"kv_cache_memory": args.kv_cache_memory} if args.kv_cache_memory else {}
     plain = LLM(args.model, **options)
     adapted = LLM(args.model, **options, enable_lora=True, max_loras=4, max_lora_rank=args.rank)
     config = plain.engine.model_config
@@ -94,6 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tokens per second with LoRA adapters.")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--load-format", default="auto", help="dummy: random weights")
+    parser.add_argument("--kv-cache-memory", type=int, metavar="BYTES", help="of each of the two engines")
     parser.add_argument("--requests", type=int, default=16, help="at once")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=64, help="tokens of an answer")

@@ -3,17 +3,20 @@
     python benchmarks/scheduler_step.py [--running 256] [--json FILE]
 
 Two loads: 256 requests that all decode with contexts of about 1000 tokens, and a mixture in which requests come, are
-prefilled in chunks with half of each prompt in the prefix cache, and end. Steps are planned one ahead, as when serving.
+prefilled in chunks with half of each prompt in the prefix cache, and end. Each with the policies "fcfs" and "fair", in
+turns; with the latter 16 keys share the batch. Steps are planned one ahead, as when serving.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -27,14 +30,19 @@ from octavo.sampling_params import SamplingParams
 PARAMS = SamplingParams(temperature=0, max_tokens=None)
 
 
-def make_scheduler(running: int) -> Scheduler:
-    pool = BlockPool(running * 200, 16)
-    return Scheduler(pool, max_model_len=4096, max_num_seqs=running, max_num_batched_tokens=max(running, 2048))
+KEYS = 16
+"""Whose the requests are, with the policy "fair"."""
+ROUNDS = 3
+
+
+def make_scheduler(running: int, policy: str) -> Scheduler:
+    pool, tokens = BlockPool(running * 200, 16), max(running, 2048)
+    return Scheduler(pool, max_model_len=4096, max_num_seqs=running, max_num_batched_tokens=tokens, policy=policy)
 
 
 def make_request(rng: Random, name: int, prompt: list[int], output: int) -> Request:
     tokens = prompt + [rng.randrange(32_000) for _ in range(1000 - len(prompt))]
-    return Request(str(name), token_array(tokens), PARAMS, output, eos_token_ids=(2,))
+    return Request(str(name), token_array(tokens), PARAMS, output, eos_token_ids=(2,), share_key=f"key-{name % KEYS}")
 
 
 class Timer:
@@ -61,9 +69,9 @@ class Timer:
         self.num_rows.append(self.scheduler.stats().running)
 
 
-def decode(running: int, steps: int) -> Timer:
+def decode(running: int, steps: int, policy: str) -> Timer:
     """All requests run; each step computes one token of each."""
-    rng, timer = Random(0), Timer(make_scheduler(running))
+    rng, timer = Random(0), Timer(make_scheduler(running, policy))
     for i in range(running):
         timer.scheduler.add(make_request(rng, i, [], 2000))
     while len(timer.scheduler.running) < running or timer.scheduler.waiting:
@@ -76,9 +84,9 @@ def decode(running: int, steps: int) -> Timer:
     return timer
 
 
-def mixed(running: int, steps: int) -> Timer:
+def mixed(running: int, steps: int, policy: str) -> Timer:
     """Requests of 1000 prompt tokens, half of them a common beginning, and 20 to 200 of output; some always wait."""
-    rng, timer = Random(0), Timer(make_scheduler(running))
+    rng, timer = Random(0), Timer(make_scheduler(running, policy))
     common = [rng.randrange(32_000) for _ in range(500)]
     added = 0
     for _ in range(steps):
@@ -89,15 +97,26 @@ def mixed(running: int, steps: int) -> Timer:
     return timer
 
 
-def summary(timer: Timer) -> dict[str, float]:
+def summary(timers: Sequence[Timer]) -> dict[str, float]:
     """Microseconds of a step, and how many requests ran in it."""
-    cuts = statistics.quantiles(timer.seconds, n=100)
+    seconds = [s for timer in timers for s in timer.seconds]
+    rows = [n for timer in timers for n in timer.num_rows]
+    cuts = statistics.quantiles(seconds, n=100)
     return {
-        "median_us": round(statistics.median(timer.seconds) * 1e6, 1),
+        "median_us": round(statistics.median(seconds) * 1e6, 1),
         "p99_us": round(cuts[98] * 1e6, 1),
-        "mean_running": round(statistics.mean(timer.num_rows), 1),
-        "steps": len(timer.seconds),
+        "mean_running": round(statistics.mean(rows), 1),
+        "steps": len(seconds),
     }
+
+
+def measure(running: int, steps: int) -> dict[str, dict[str, float]]:
+    """Of each load with each policy. The policies take turns, as a machine's speed drifts."""
+    timers: defaultdict[str, list[Timer]] = defaultdict(list)
+    for load, run in {"decode": decode, "mixed": mixed}.items():
+        for _, policy in itertools.product(range(ROUNDS), ("fcfs", "fair")):
+            timers[f"{load}, {policy}"].append(run(running, steps // ROUNDS, policy))
+    return {name: summary(each) for name, each in timers.items()}
 
 
 def machine() -> dict[str, str]:
@@ -118,12 +137,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    loads = {"decode": decode, "mixed": mixed}
-    figures = {name: summary(load(args.running, args.steps)) for name, load in loads.items()}
+    figures = measure(args.running, args.steps)
     report = {"benchmark": "scheduler_step", "running": args.running, "machine": machine(), "loads": figures}
     print(*(f"{key}: {value}" for key, value in machine().items()), sep="   ")
     for name, row in figures.items():
-        print(f"{name:8}", *(f"{key} {value:>8}" for key, value in row.items()), sep="  ")
+        print(f"{name:12}", *(f"{key} {value:>8}" for key, value in row.items()), sep="  ")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.triton import experts as kernel
-from octavo.kernels.triton.experts import Tile, choose, experts
+from octavo.kernels.triton import quantized_words
+from octavo.kernels.triton.experts import choose, experts, stages
 from octavo.kernels.triton.routing import assign, top_experts
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # the interpreter's numpy
@@ -56,10 +57,10 @@ def reference(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Te
     return out
 
 
-def run(args: list[Tensor], device: str = "cpu", tile: Tile | None = None) -> Tensor:
+def run(args: list[Tensor], device: str = "cpu", cut_for: int | None = None) -> Tensor:
     """The kernels, with the experts' matrices one above the other."""
     x, gate_up, down, weights, ids = (arg.to(device) for arg in args)
-    return experts(x, gate_up.flatten(0, 1), down.flatten(0, 1), weights, ids, tile)
+    return experts(x, gate_up.flatten(0, 1), down.flatten(0, 1), weights, ids, cut_for)
 
 
 def case(tokens: int, hidden: int, size: int, count: int, k: int, dtype: torch.dtype) -> list[Tensor]:
@@ -73,8 +74,8 @@ def case(tokens: int, hidden: int, size: int, count: int, k: int, dtype: torch.d
 def test_each_token_through_its_experts(device, dtype, tokens, hidden, size, count, k):
     args = case(tokens, hidden, size, count, k, dtype)
     expected = reference(*args)
-    for tile in (None, choose(10**6, count, dtype)):
-        found = run(args, device, tile).cpu()
+    for cut_for in (None, 16 * count, 10**6):
+        found = run(args, device, cut_for).cpu()
         assert found.dtype is dtype
         assert (found.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
@@ -88,11 +89,10 @@ def test_all_tokens_to_one_expert_and_pieces(device, monkeypatch):
 
 def test_a_tokens_bits_do_not_depend_on_the_others(device, dtype):
     args = [arg.to(device) for arg in case(40, 48, 20, 3, 2, dtype)]
-    tile = choose(10**6, 3, dtype)
-    together = run(args, device, tile)
+    together = run(args, device, 10**6)
     for rows in ([3], [39, 0, 7], list(range(20))):
         some = [args[0][rows], args[1], args[2], args[3][rows], args[4][rows]]
-        assert torch.equal(run(some, device, tile), together[rows])
+        assert torch.equal(run(some, device, 10**6), together[rows])
 
 
 def test_no_tokens(device, dtype):
@@ -100,8 +100,11 @@ def test_no_tokens(device, dtype):
     assert run([args[0][:0], args[1], args[2], args[3][:0], args[4][:0]], device).shape == (0, 16)
 
 
-@pytest.mark.parametrize("choices", [1, 10**6])
-def test_tiles_fit_into_the_smallest_gpus(dtypes, choices):
+@pytest.mark.parametrize("choices", [1, 16 * 8, 10**6])
+def test_tiles_fit_into_the_smallest_gpus(dtypes, choices, monkeypatch):
+    monkeypatch.setattr(quantized_words, "_shared_memory", lambda index: 99 << 10)
     for dtype in dtypes:
-        tile: Tile = choose(choices, 8, dtype)
-        assert (tile.tokens + 2 * tile.outputs) * tile.depth * dtype.itemsize * tile.num_stages <= 99 << 10
+        tile = choose(choices, 8, dtype)
+        count = stages(tile, dtype.itemsize, 2, torch.device("cuda", 0))
+        assert 1 <= count <= tile.num_stages
+        assert (tile.tokens + 2 * tile.outputs) * tile.depth * dtype.itemsize * count <= 99 << 10

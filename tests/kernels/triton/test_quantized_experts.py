@@ -13,6 +13,7 @@ from octavo.kernels.packed import Fp8Weight, Int4Weight, Int8Weight, PackedWeigh
 from octavo.kernels.packed_parts import stack_rows, take_expert
 from octavo.kernels.reference.quantized import dequantize, round_fp8, round_int8
 from octavo.kernels.triton import quantized_experts
+from octavo.kernels.triton.deterministic import DeterministicOps
 from octavo.kernels.triton.experts import experts
 from octavo.kernels.triton.quantized_experts import ExpertWords, Tile, choose, pack
 
@@ -141,9 +142,48 @@ def test_an_experts_matrix_in_the_whole():
     assert torch.equal(dequantize(each.to("cpu"), torch.float32), dequantize(whole, torch.float32))
 
 
-@pytest.mark.parametrize("choices", [1, 10**6])
-def test_tiles_fit_into_the_smallest_gpus(choices):
-    tile: Tile = choose(choices, 8, 2)
+@pytest.mark.parametrize("form", ["fp8", "Q4_1"])
+def test_many_choices_are_multiplied_with_expanded_matrices(device, dtype, form, monkeypatch):
+    gate_up, down = stack(form, 64, 32, 1), stack(form, 32, 32, 9)
+    x, (weights, ids) = randn(9, 32, seed=3).to(dtype), routed(9)
+    packed = [pack(weight.to(device), dtype) for weight in (gate_up, down)]
+    monkeypatch.setattr(quantized_experts, "EXPANDED", 5)
+    monkeypatch.setattr(quantized_experts, "product", None)
+    found = experts(x.to(device), *packed, weights.to(device), ids.to(device))
+    close(found, reference(x, gate_up, down, weights, ids), TOLERANCE[dtype])
+
+
+def test_weights_that_round_their_input_are_never_expanded(device, monkeypatch):
+    gate_up, down = stack("w8a8", 64, 96, 1), stack("w8a8", 96, 32, 9)
+    x, (weights, ids) = randn(9, 96, seed=3), routed(9)
+    packed = [pack(weight.to(device), x.dtype) for weight in (gate_up, down)]
+    monkeypatch.setattr(quantized_experts, "EXPANDED", 5)
+    found = experts(x.to(device), *packed, weights.to(device), ids.to(device))
+    close(found, reference(x, gate_up, down, weights, ids), 2e-2)
+
+
+def test_one_order_is_one_cut_whatever_the_number_of_tokens(device, monkeypatch):
+    cuts, choose_tile = set(), choose
+    packed = [pack(w.to(device), torch.float16) for w in (stack("int8", 64, 32, 1), stack("int8", 32, 32, 9))]
+
+    def noted(choices: int, *args: int, **options: bool) -> Tile:
+        cuts.add((choices, tile := choose_tile(choices, *args, **options)))
+        return tile
+
+    monkeypatch.setattr(quantized_experts, "choose", noted)
+    monkeypatch.setattr(quantized_experts, "EXPANDED", 1)
+    x, (weights, ids) = randn(20, 32, seed=3).half().to(device), (t.to(device) for t in routed(20))
+    ops = DeterministicOps()
+    together = ops.experts(x, *packed, weights, ids)
+    for rows in ([3], [19, 0, 7]):
+        assert torch.equal(ops.experts(x[rows], *packed, weights[rows], ids[rows]), together[rows])
+    assert len(cuts) == 1
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("choices", [1, 8, 8 * 9, 10**6])
+def test_tiles_fit_into_the_smallest_gpus(choices, gated):
+    tile: Tile = choose(choices, 8, 2, gated=gated)
     words = quantized_experts.pack(random_weight("int4-zeros", 64, 128), torch.float16).words
-    one_stage = quantized_experts._stage_bytes(tile, torch.empty(1, 128, dtype=torch.float16), words, 2)
+    one_stage = quantized_experts._stage_bytes(tile, torch.empty(1, 128, dtype=torch.float16), words, 1 + gated)
     assert one_stage <= 99 << 10

@@ -59,9 +59,8 @@ class DeterministicOps(TritonOps):
         return matmul.linear(x, weight, bias)
 
     def experts(self, x: Tensor, gate_up: Operand, down: Operand, weights: Tensor, ids: Tensor) -> Tensor:
-        # That of a single token, which wastes least where a row decodes.
-        tile = experts.choose(1, down.shape[0] // x.shape[1], x.dtype)
-        return experts.experts(x, gate_up, down, weights, ids, tile)
+        # As for a single choice, which wastes least where a row decodes.
+        return experts.experts(x, gate_up, down, weights, ids, cut_for=1)
 
     def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
         return lora.SortedLora(numbers, max_loras, one_cut=True)

@@ -15,8 +15,10 @@ from torch import Tensor
 from octavo.kernels.triton.pdl import trigger, use_pdl, wait
 from octavo.kernels.triton.quantized_words import WordWeight, form_of, load_scale, unpack_fp8
 
-ROWS, WORDS = 8, 128
-"""Of a program's tile: with 4 warps a thread has two groups of four words."""
+ROWS, WORDS = 2, 256
+"""Of a program's tile. On an H100, GB/s of all bytes (28672 x 4096 to bfloat16): int4 2741, int8 2760, fp8 2758, Q4_K
+2712; with 8 rows of 128 words 2395 to 2762.
+"""
 
 
 def expand(weight: WordWeight, dtype: torch.dtype) -> Tensor:
@@ -59,10 +61,52 @@ def _expand(
     )
     wait(PDL)
     trigger(PDL)
-    for i in tl.static_range(width // 4):
-        column = word // 4 * width + 4 * i + word % 4
-        number = plane(tile, i, s, m, KIND, MOVE, HARDWARE)
-        tl.store(out + row * (UNITS * width) + column, number.to(out.dtype.element_ty), mask=inside)
+    numbers = _columns(tile, s, m, out.dtype.element_ty, KIND, MOVE, HARDWARE)
+    column = (tl.program_id(1) * (WORDS // 4 * width) + tl.arange(0, WORDS // 4 * width))[None, :]
+    tl.store(out + row * (UNITS * width) + column, numbers, mask=(row < N) & (column < UNITS * width))
+
+
+@triton.jit
+def _columns(
+    words: tl.tensor,
+    s: tl.tensor,
+    m: tl.tensor,
+    dtype: tl.constexpr,
+    KIND: tl.constexpr,
+    MOVE: tl.constexpr,
+    HARDWARE: tl.constexpr,
+) -> tl.tensor:
+    """The numbers of ``words [R, W]`` in the order of their columns. Those of a plane lie four by four: stored as they
+    come, they fill a quarter of a sector of memory at a time, which took 2.4 to 4.5 times as long.
+    """
+    SHAPE: tl.constexpr = (words.shape[0], words.shape[1] // 4, 4)
+    a = _pair(words, 0, s, m, dtype, KIND, MOVE, HARDWARE)
+    b = _pair(words, 2, s, m, dtype, KIND, MOVE, HARDWARE)
+    low = tl.join(a, b)  # [R, W, bit 0 of the plane, bit 1]
+    if KIND == "int4":
+        a = _pair(words, 4, s, m, dtype, KIND, MOVE, HARDWARE)
+        b = _pair(words, 6, s, m, dtype, KIND, MOVE, HARDWARE)
+        both = tl.join(low, tl.join(a, b)).reshape(SHAPE[0], SHAPE[1], 4, 2, 2, 2)
+        ordered = both.permute(0, 1, 5, 4, 3, 2)
+    else:
+        ordered = low.reshape(SHAPE[0], SHAPE[1], 4, 2, 2).permute(0, 1, 4, 3, 2)
+    return ordered.reshape(SHAPE[0], SHAPE[1] * (32 if KIND == "int4" else 16))
+
+
+@triton.jit
+def _pair(
+    words: tl.tensor,
+    i: tl.constexpr,
+    s: tl.tensor,
+    m: tl.tensor,
+    dtype: tl.constexpr,
+    KIND: tl.constexpr,
+    MOVE: tl.constexpr,
+    HARDWARE: tl.constexpr,
+) -> tl.tensor:
+    """Planes i and i + 1, side by side."""
+    first = plane(words, i, s, m, KIND, MOVE, HARDWARE).to(dtype)
+    return tl.join(first, plane(words, i + 1, s, m, KIND, MOVE, HARDWARE).to(dtype))
 
 
 @triton.jit

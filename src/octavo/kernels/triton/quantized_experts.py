@@ -4,7 +4,10 @@ As in `quantized_matmul`, a program unpacks plane after plane of its words (`qua
 columns of x that belong to the plane; as in `experts`, it finds the expert of its tile on the device. So an expert's
 bytes are read packed, once for each tile of its tokens.
 
-Weights that round x, too, are multiplied in the same way. int8's rows of whole numbers are exact in 16 bits, and their
+Unpacking is arithmetic that each tile of an expert's tokens does again. From some tiles on it is sooner done once for
+all: the matrices are expanded to x's dtype in memory, and multiplied as plain ones.
+
+Weights that round x, too, are multiplied packed, always. int8's rows of whole numbers are exact in 16 bits, and their
 scales are applied to sums. What the kernels have no words for (experts packed in different ways, act-order, groups of
 an odd size) is expanded when it is loaded.
 """
@@ -61,13 +64,27 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-FEW, SOME = Tile(16, 32, 8, 4, 4), Tile(64, 64, 4, 4, 3)
-"""Not yet measured against others."""
+ONE, FEW_GATED, FEW = Tile(16, 32, 8, 4, 4), Tile(16, 64, 4, 4, 4), Tile(16, 128, 4, 4, 3)
+SOME = Tile(32, 64, 4, 4, 3)
+"""For less than a choice for each expert, up to 8, and more: the best of ``benchmarks/kernels/experts.py`` on an H100,
+int4 in groups of 128 and int8 together. Of int8 no higher tile is as fast, whatever the number.
+"""
+EXPANDED = 48
+"""Beyond so many choices for each expert it pays to expand all experts' matrices first (measured there, too)."""
 
 
-def choose(choices: int, experts: int, itemsize: int) -> Tile:
-    """The tile for so many choices; a low one as long as the experts fill no high one, and for numbers of 4 bytes."""
-    return FEW if choices <= 16 * experts or itemsize == 4 else SOME
+def choose(choices: int, experts: int, itemsize: int, *, gated: bool) -> Tile:
+    """The tile for so many choices; the smallest one for numbers of 4 bytes."""
+    if choices < experts or itemsize == 4:
+        return ONE
+    if choices > 8 * experts:
+        return SOME
+    return FEW_GATED if gated else FEW
+
+
+def pays_to_expand(weight: ExpertWords, choices: int, experts: int) -> bool:
+    """Whether a plain product with the expanded matrices is sooner done, the expansion counted in."""
+    return weight.rounding is None and choices > EXPANDED * experts
 
 
 def pack(weight: Operand, dtype: torch.dtype) -> Operand:
@@ -89,6 +106,7 @@ def product(
     counts: Tensor,
     lists: Tensor,
     share: int,
+    choices: int,
     tile: Tile | None = None,
 ) -> None:
     """``out[choice] = weight of its expert @ x[choice // share]``, gated if there are no ``scales`` to multiply with.
@@ -98,13 +116,15 @@ def product(
         scales: float32, a number for each choice; or None.
         out: ``[choices, N]``.
         counts, lists: of `octavo.kernels.triton.routing.assign`.
+        choices: it is cut as for so many.
+        tile: another one than ``choose``'s, to measure it.
     """
     x, x_scales = _rounded(x, weight.rounding)
     words, count, n = weight.words, len(counts), out.shape[1]
-    t = tile or choose(len(out), count, x.element_size())
+    gated = scales is None
+    t = tile or choose(choices, count, x.element_size(), gated=gated)
     grid = (triton.cdiv(n, t.outputs), len(out) // t.tokens + min(count, len(out)))
     tensors = (words.words, words.scales, words.super_scales, words.moves, words.super_moves)
-    gated = scales is None
     sizes = {"E": count, "N": n, "UNITS": x.shape[1] // words.unit, "SHARE": share, "GATED": gated}
     blocks = {"TOKENS": t.tokens, "OUTPUTS": t.outputs, "STEP": t.units, "E_BLOCK": triton.next_power_of_2(count)}
     stages = stages_that_fit(x.device, t.num_stages, _stage_bytes(t, x, words, 2 if gated else 1))
