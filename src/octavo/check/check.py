@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from octavo.check.dense import DenseOps
 from octavo.check.layers import LayerReport, Recorded, compare_layers, record
@@ -26,6 +25,7 @@ from octavo.errors import OctavoError
 from octavo.execution.build import choose_device, choose_dtype
 from octavo.kernels import for_device
 from octavo.kernels.ops import Ops
+from octavo.kernels.packed import PackedWeight
 from octavo.layers.weight import Matrix
 from octavo.text.tokenizer import Tokenizer
 from octavo.weights.checkpoint import Checkpoint
@@ -234,7 +234,7 @@ def _sized(config: EngineConfig, work: Workload, checkpoint: Checkpoint) -> Engi
 def _has_packed(own: Rig) -> bool:
     """Whether any matrix is multiplied with in fewer bits, not as plain numbers in whichever order."""
     operands = [module.operand for module in own.model.modules() if isinstance(module, Matrix)]
-    return any(not isinstance(operand, Tensor) for operand in operands)
+    return any(isinstance(operand, PackedWeight) and operand.is_quantized for operand in operands)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

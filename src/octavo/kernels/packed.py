@@ -33,6 +33,11 @@ class PackedWeight(ABC):
     def shape(self) -> tuple[int, int]:
         """N, K: of the matrix that it stands for."""
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it has fewer bits than the numbers that it stands for; a backend may put plain ones in its order."""
+        return True
+
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by name."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
@@ -167,6 +172,10 @@ class StackedWeight(PackedWeight):
         return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
     @property
+    def is_quantized(self) -> bool:
+        return any(isinstance(part, PackedWeight) and part.is_quantized for part in self.parts)
+
+    @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
@@ -189,6 +198,10 @@ class PerExpert(PackedWeight):
     def shape(self) -> tuple[int, int]:
         rows, columns = self.parts[0].shape
         return len(self.parts) * rows, columns
+
+    @property
+    def is_quantized(self) -> bool:
+        return any(isinstance(part, PackedWeight) and part.is_quantized for part in self.parts)
 
     @property
     def nbytes(self) -> int:

@@ -96,6 +96,10 @@ class Panels(PackedWeight):
     def shape(self) -> tuple[int, int]:
         return self.form.outputs, self.form.inputs
 
+    @property
+    def is_quantized(self) -> bool:
+        return self.form.kind not in _NUMBERS.values()
+
 
 class _PackCall(ctypes.Structure):
     _fields_ = tuple((name, c_void_p) for name in ("form", "stored", "to", "scratch"))
