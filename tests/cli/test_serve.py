@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import signal
@@ -219,6 +220,16 @@ def test_a_port_is_taken_as_soon_as_it_is_bound():
         port = first.getsockname()[1]
         with pytest.raises(OctavoError, match=f"port {port}: Address already in use"):
             bind("127.0.0.1", port)
+
+
+def test_an_idle_connection_is_not_closed_under_a_clients_hands(model):
+    with served(model) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+        for pause in (6, 0):  # uvicorn's own limit is 5 seconds
+            connection.request("GET", "/version")
+            assert connection.getresponse().read()
+            time.sleep(pause)
+        connection.close()
 
 
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(model, tmp_path):

@@ -34,6 +34,10 @@ LENGTHS = (2048, 8192)
 BACKLOG = 2048
 """Connections that may wait for the server to take them."""
 
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle. More than proxies and clients keep theirs (nginx and others 60): whoever
+closes first should be the one that sends, or a request is lost now and then."""
+
 LOOK_EVERY = 0.05
 """Seconds between two looks at whether the last request has ended."""
 
@@ -139,6 +143,7 @@ async def _answer(app: FastAPI, engine: RemoteEngine, serving: Serving, listener
         log_config=None,
         access_log=False,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
         **serving.uvicorn,
     )
     server = _Server(config)
