@@ -172,7 +172,7 @@ def test_an_interrupt_while_a_request_is_queued_takes_it_back(llm, monkeypatch):
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(path, monkeypatch):
     monkeypatch.setattr("octavo.execution.build.free_memory", lambda: 100_000)
-    monkeypatch.setattr("octavo.execution.build.load_weights", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("octavo.execution.build.load_and_pack", lambda *_: pytest.fail("loaded"))
     with pytest.raises(OutOfMemoryError, match=r"the weights need .* in float32.* are free"):
         tiny_llm(path)
 
@@ -239,7 +239,7 @@ def test_a_failing_step_ends_all_requests_and_the_engine_goes_on(path, async_sch
         good = llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
         model = llm.engine._executor._runner.model
         with monkeypatch.context() as patch:
-            patch.setattr(model, "logits", lambda hidden: 1 / 0)
+            patch.setattr(model, "raw_logits", lambda hidden: 1 / 0)
             llm.engine.add_request([3, 4, 5], GREEDY)
             with pytest.raises(ZeroDivisionError):
                 drain(llm)
@@ -253,9 +253,9 @@ def test_a_step_that_fails_while_all_is_aborted_leaves_a_working_engine(path, mo
     with tiny_llm(path, async_scheduling=True) as llm:
         good = llm.generate([[3, 4, 5]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
         model = llm.engine._executor._runner.model
-        answers = iter([model.logits])
+        answers = iter([model.raw_logits])
         with monkeypatch.context() as patch:
-            patch.setattr(model, "logits", lambda hidden: next(answers, lambda _: 1 / 0)(hidden))
+            patch.setattr(model, "raw_logits", lambda hidden: next(answers, lambda _: 1 / 0)(hidden))
             llm.engine.add_request([3, 4, 5], GREEDY)
             llm.engine.step()
             with pytest.raises(ZeroDivisionError):
@@ -267,14 +267,14 @@ def test_a_step_that_fails_while_all_is_aborted_leaves_a_working_engine(path, mo
 
 def test_logits_without_a_finite_maximum_fail_only_their_own_request(llm, monkeypatch):
     model = llm.engine._executor._runner.model
-    whole = model.logits
+    whole = model.raw_logits
 
     def spoilt(hidden: torch.Tensor) -> torch.Tensor:
         logits = whole(hidden)
         logits[0] = float("nan")
         return logits
 
-    monkeypatch.setattr(model, "logits", spoilt)
+    monkeypatch.setattr(model, "raw_logits", spoilt)
     first, second = llm.generate([[3, 4], [5, 6]], GREEDY, use_tqdm=False)
     assert second.outputs[0].finish_reason is not None
     assert first.outputs[0].finish_reason == "error"
@@ -434,14 +434,14 @@ def test_listeners_hear_every_event_in_order(path):
 def test_a_second_thread_is_refused_while_one_is_at_work(llm, monkeypatch):
     model = llm.engine._executor._runner.model
     inside, go_on = threading.Event(), threading.Event()
-    whole = model.logits
+    whole = model.raw_logits
 
     def slow(hidden: torch.Tensor) -> torch.Tensor:
         inside.set()
         go_on.wait(10)
         return whole(hidden)
 
-    monkeypatch.setattr(model, "logits", slow)
+    monkeypatch.setattr(model, "raw_logits", slow)
     request_id = llm.engine.add_request([3, 4], GREEDY)
     worker = threading.Thread(target=llm.engine.step)
     worker.start()

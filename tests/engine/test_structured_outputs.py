@@ -344,7 +344,7 @@ def test_a_step_that_fails_ends_requests_that_wait_for_masks(path, monkeypatch, 
     with LLM(str(path), **ENGINE, async_scheduling=async_scheduling) as llm:
         good = generate(llm, structured_outputs=FORMS[1], **GREEDY)
         with monkeypatch.context() as patch:
-            patch.setattr(llm.engine._executor._runner.model, "logits", lambda hidden: 1 / 0)
+            patch.setattr(llm.engine._executor._runner.model, "raw_logits", lambda hidden: 1 / 0)
             for _ in range(3):
                 llm.engine.add_request("Hello", SamplingParams(structured_outputs=FORMS[1], **GREEDY))
             with pytest.raises(ZeroDivisionError):

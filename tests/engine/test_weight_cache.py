@@ -17,7 +17,7 @@ from octavo import LLM, SamplingParams
 from octavo.execution import weight_cache
 from octavo.execution.weight_cache import fingerprint, make_room
 from octavo.kernels.cpu.build import load_library
-from octavo.kernels.cpu.quantized import QuantizedProducts
+from octavo.kernels.cpu.products import Products
 from octavo.models.loading import weight_tensors
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="no C compiler")
@@ -44,13 +44,13 @@ def models(tmp_path_factory) -> dict[str, Path]:
 def start(path: Path, **options) -> tuple[list[object], int]:
     """What an engine says, and how many matrices it had to pack."""
     packed = []
-    original = QuantizedProducts.pack
+    original = Products.pack
     try:
-        QuantizedProducts.pack = lambda self, weight: packed.append(1) or original(self, weight)
+        Products.pack = lambda self, weight: packed.append(1) or original(self, weight)
         with LLM(str(path), kv_cache_memory=1 << 20, max_model_len=64, **options) as llm:
             outputs = [o.outputs[0] for o in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
     finally:
-        QuantizedProducts.pack = original
+        Products.pack = original
     return [(o.token_ids, o.logprobs) for o in outputs], len(packed)
 
 
