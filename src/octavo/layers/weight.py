@@ -61,10 +61,14 @@ class Weight(nn.Parameter):
     Attributes:
         places: which tensors it is made of. Rows that none of them fills are zero.
         full_shape: its shape, whether it has memory now or not.
+        is_given: it was taken as a whole, and needs nothing of the checkpoint.
+        is_expanded: the checkpoint has it in another, packed form.
     """
 
     places: Sequence[Place]
     full_shape: tuple[int, ...]
+    is_given = False
+    is_expanded = False
 
     def __new__(cls, build: Build, shape: tuple[int, ...], places: Sequence[Place], *, lazily: bool = False) -> Self:
         """Uninitialised memory of ``shape``, in the build's dtype and on its device; ``lazily``: when it is needed."""
@@ -91,10 +95,20 @@ class Weight(nn.Parameter):
         """Give the memory back."""
         self.data = torch.empty(0, dtype=self.dtype, device=self.device)
 
+    def fill(self, place: Place, tensor: Piece) -> None:
+        """Take one piece of it from the checkpoint, unless it was given as a whole."""
+        if not self.is_given:
+            self.load(place, tensor.read(self.dtype))
+            self.is_expanded = self.is_expanded or tensor.packed_kind is not None
+
     def load(self, place: Place, tensor: Tensor) -> None:
         """Copy this shard's part of a checkpoint's ``tensor`` (of ``place.shape``) to where it belongs."""
         self.allocate()
         self.data[place.rows].copy_(tensor[place.source])
+
+    def give(self, data: Tensor) -> None:
+        """Take all of it, of ``full_shape`` and the weight's dtype; it may be read-only."""
+        self.data, self.is_given = data, True
 
     def fill_random(self, pattern: Tensor) -> None:
         """Take the numbers of ``pattern`` [P] again and again."""
@@ -112,6 +126,7 @@ class Matrix(nn.Module):
         keep_plain: the weight is also used as plain rows (by a tied embedding, which loads it), so packing makes a
             copy.
         packed: what is multiplied with instead of ``weight``, or None.
+        is_given: ``packed`` was taken as it is, and needs nothing of the checkpoint.
     """
 
     keep_plain = False
@@ -121,6 +136,7 @@ class Matrix(nn.Module):
         self.ops, self.shard, self.packing = build.ops, build.shard, build.packing
         self.weight: Weight
         self.packed: Operand | None = None
+        self.is_given = False
         self._packed_parts: dict[int | None, Operand] = {}  # by their first row
         self._kept_pieces: list[Piece] = []
         self._num_filled = 0
@@ -140,12 +156,14 @@ class Matrix(nn.Module):
             ModelError: this shard's part of a packed tensor would cut through numbers that belong together, and it
                 must stay packed.
         """
+        if self.is_given:
+            return
         part = self._kept(place, tensor)
         if part is not None:
             self._packed_parts[place.rows.start] = part
             self._kept_pieces.append(tensor)
         elif not self.keep_plain:
-            self.weight.load(place, tensor.read(self.weight.dtype))
+            self.weight.fill(place, tensor)
         self._num_filled += 1
         if self._num_filled == len(self.weight.places):
             self._join()
@@ -177,9 +195,15 @@ class Matrix(nn.Module):
         elif not self.keep_plain:
             self.weight.fill_random(pattern)
 
+    def give(self, packed: Operand) -> None:
+        """Take all of the weight in the ops' own form."""
+        self._replace(packed)
+        self.is_given = True
+
     def pack(self) -> None:
         """Bring the weight into the ops' own form. Nothing can be loaded afterwards."""
-        self._pack(self.ops.pack_linear(self.operand))
+        if not self.is_given:
+            self._pack(self.ops.pack_linear(self.operand))
 
     def _pack(self, packed: Operand) -> None:
         """Take the ops' own form."""

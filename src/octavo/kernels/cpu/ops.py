@@ -12,6 +12,7 @@ out once for oneDNN.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,16 @@ from octavo.kernels.cpu.products import Normalization, Products, fits_gate, fits
 from octavo.kernels.cpu.recording import Pool, record
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
-from octavo.kernels.packed import Operand, PackedWeight, PerExpert, StackedWeight
+from octavo.kernels.packed import (
+    Fp8Weight,
+    Int4Weight,
+    Int8Weight,
+    Operand,
+    PackedWeight,
+    PerExpert,
+    StackedWeight,
+)
+from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.recording import Recording
 from octavo.kernels.reference import attention as reference
@@ -44,6 +54,7 @@ class CpuOps(ReferenceOps):
         self._tasks = tasks = None if library is None else Tasks(library)
         self._native = None if tasks is None else Native(tasks)
         self._products = None if library is None or tasks is None else Products(library, tasks)
+        self._library = None if library is None else library._name
         self._packs = packs_weights()
         self._pool = Pool()
 
@@ -72,6 +83,10 @@ class CpuOps(ReferenceOps):
     def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
         """Each expert's matrix as any other: tokens are gathered, and go through one expert after the other."""
         return PerExpert(parts=tuple(self.pack_linear(take_expert(weight, e, count)) for e in range(count)))
+
+    def packed_forms(self) -> PackedForms | None:
+        classes = (Panels, Int8Weight, Int4Weight, Fp8Weight, StackedWeight, PerExpert)
+        return None if self._library is None else PackedForms(classes, Path(self._library).stem)
 
     def multiplies(self, kind: str) -> bool:
         return self._products is not None and kind in BLOCK_FORMS
