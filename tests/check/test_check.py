@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import Tensor
 
 from helpers_cli import make_chat_model
 from helpers_gguf import write_llama
@@ -282,8 +283,13 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "backend / reference                pass" in result.stdout
     assert "skipped: graph / eager: needs a GPU" in result.stdout
     assert "no part differs" in result.stdout
-    original = CpuOps.silu_mul
-    monkeypatch.setattr(CpuOps, "silu_mul", lambda self, x: original(self, x) * 1.5)
+    original = CpuOps.add_norm_gate_up
+
+    def too_large(self: CpuOps, *args: Any) -> tuple[Tensor, Tensor]:
+        gated, residual = original(self, *args)
+        return gated * 1.5, residual
+
+    monkeypatch.setattr(CpuOps, "add_norm_gate_up", too_large)
     result = CliRunner().invoke(check, [*arguments, "--json"], standalone_mode=False)
     assert result.return_value == 1
     report = msgspec.json.decode(result.stdout)

@@ -6,18 +6,19 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from octavo.kernels.packed import Operand
+from octavo.kernels.packed import Operand, PackedWeight
 from octavo.layers.weight import Matrix, Weight
 
 
 def packed_weights(model: nn.Module) -> dict[str, Operand]:
     """By their modules' names: what matrices multiply with instead of plain rows, and tables of rows that were expanded
-    when they were loaded. Nothing of a model whose matrices are all plain. For a model that is loaded and packed.
+    when they were loaded. Nothing of a model whose matrices all are plain. For a model that is loaded and packed.
     """
     holders = list(_holders(model))
     found: dict[str, Operand] = {n: m.packed for n, m, _ in holders if isinstance(m, Matrix) and m.packed is not None}
     tables = {n: weight.data for n, m, weight in holders if not isinstance(m, Matrix) and weight.is_expanded}
-    return {**found, **tables} if found else {}
+    quantized = any(isinstance(weight, PackedWeight) and weight.is_quantized for weight in found.values())
+    return {**found, **tables} if quantized else {}
 
 
 def give_weights(model: nn.Module, given: Mapping[str, Operand]) -> None:
