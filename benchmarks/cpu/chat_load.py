@@ -71,7 +71,7 @@ def server_command(side: Side, port: int, args: argparse.Namespace) -> list[str]
         slots, threads = side.options.get("np", 16), len(os.sched_getaffinity(0))
         sizes = {"-np": slots, "-c": slots * CONTEXT, "-t": threads, "-tb": threads, "-lm": "none", "--port": port}
         return [f"{args.llama_tools}/llama-server", "-m", side.model, *(str(w) for pair in sizes.items() for w in pair)]
-    raise ValueError(f"{side.engine}; accepted here: octavo, llama, openvino")
+    raise SystemExit(f"{side.engine} has no server here; accepted: octavo, llama, openvino")
 
 
 @contextmanager
@@ -135,6 +135,25 @@ def figures(side: Side, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_rounds(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The figures of each side in each round, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "requests.jsonl")
+        write_trace(trace, args.tokenizer, args.requests, args.rate, args.seed)
+        for side in args.sides * args.rounds:
+            with running_server(side, args) as url:
+                found = figures(side, load(url, trace, args.requests))
+            print(f"  {found}", file=sys.stderr, flush=True)
+            yield found
+
+
+def show(rounds: list[dict[str, Any]]) -> None:
+    for name in dict.fromkeys(r["side"] for r in rounds):
+        of_side = [r for r in rounds if r["side"] == name]
+        rate, first = (statistics.median(r[key] for r in of_side) for key in ("tokens/s", "first token p95, s"))
+        print(f"{name:40} {rate:8.1f} tokens/s   first token p95 {first:7.3f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sides", nargs="+", type=Side.parse, metavar="ENGINE:MODEL[,OPTION=VALUE…]")
@@ -146,22 +165,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     add_peer_options(parser)
     args = parser.parse_args()
-    rounds = []
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "requests.jsonl")
-        write_trace(trace, args.tokenizer, args.requests, args.rate, args.seed)
-        for _ in range(args.rounds):
-            for side in args.sides:
-                with running_server(side, args) as url:
-                    rounds.append(figures(side, load(url, trace, args.requests)))
-                print(f"  {rounds[-1]}", file=sys.stderr, flush=True)
-    work = {"requests": args.requests, "rate": args.rate, "prompt": PROMPT, "answer": ANSWER, "seed": args.seed}
-    commands = {side.name: " ".join(map(str, server_command(side, 8000, args))) for side in args.sides}
-    for name in commands:
-        of_side = [r for r in rounds if r["side"] == name]
-        rate, first = (statistics.median(r[key] for r in of_side) for key in ("tokens/s", "first token p95, s"))
-        print(f"{name:40} {rate:8.1f} tokens/s   first token p95 {first:7.3f} s")
+    rounds = list(run_rounds(args))
+    show(rounds)
     if args.json:
+        work = {"requests": args.requests, "rate": args.rate, "prompt": PROMPT, "answer": ANSWER, "seed": args.seed}
+        commands = {side.name: " ".join(map(str, server_command(side, 8000, args))) for side in args.sides}
         add_run(args.json, {**describe_machine(), "servers": commands, "work": work, "rounds": rounds})
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,12 @@ class Side:
 
     @classmethod
     def parse(cls, text: str) -> Side:
-        """Raises ``ValueError`` for an engine that is not known."""
+        """Raises ``ArgumentTypeError`` for an engine that is not known."""
         engine, _, rest = text.partition(":")
         model, *options = rest.split(",")
         if engine not in ENGINES or not model:
-            raise ValueError(f"{text!r}; accepted: ENGINE:MODEL[,OPTION=VALUE…] with one of {', '.join(ENGINES)}")
+            accepted = f"ENGINE:MODEL[,OPTION=VALUE…] with one of {', '.join(ENGINES)}"
+            raise ArgumentTypeError(f"{text!r}; accepted: {accepted}")
         name = " ".join([engine, Path(model).stem, *options])
         return cls(name, engine, model, dict(map(value_of, options)))
 
