@@ -11,20 +11,22 @@ from octavo.models.decoder import DecoderModel
 
 
 class DecodeSteps:
-    """Computes such steps; records the first of each size, and replays it for the later ones."""
+    """Computes such steps; records the first of each size, with and without adapters, and replays it for the later
+    ones.
+    """
 
     def __init__(self, model: DecoderModel, ops: Ops) -> None:
         self._model, self._ops = model, ops
-        self._recordings: dict[int, Recording | None] = {}
+        self._recordings: dict[tuple[int, bool], Recording | None] = {}
 
     def logits(self, batch: ForwardBatch) -> Tensor:
         """Of each row, ``[R, V]`` in the model's dtype; good until the next step."""
-        rows = len(batch.query_lens)
-        if rows in self._recordings and (recording := self._recordings[rows]) is not None:
+        size = len(batch.query_lens), batch.lora is not None
+        if size in self._recordings and (recording := self._recordings[size]) is not None:
             return recording.replay(batch)
-        if rows in self._recordings:
+        if size in self._recordings:
             return self._compute(batch)
-        logits, self._recordings[rows] = self._ops.record(batch, lambda: self._compute(batch))
+        logits, self._recordings[size] = self._ops.record(batch, lambda: self._compute(batch))
         return logits
 
     def _compute(self, batch: ForwardBatch) -> Tensor:

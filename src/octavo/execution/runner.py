@@ -60,11 +60,11 @@ class Runner:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)
+        if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
+            batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         if self._only_decodes(plan):
             logits = self._decode.logits(batch)
             return step_result(plan, self._sample(plan.rows, logits, masks() if plan.masked else None), {})
-        if self.adapters is not None and (numbers := self.state.adapters_of(plan.rows)) is not None:
-            batch.lora = self._ops.plan_lora(numbers, self.adapters.max_loras)
         hidden = self.model(batch)
         scores = score_prompts(self.model, plan.rows, self._entered, hidden)
         sampling = [row for row in plan.rows if row.samples]
@@ -83,7 +83,6 @@ class Runner:
             and all(row.num_tokens == 1 and row.samples for row in rows)
             and not pools(rows, self._entered)
             and not scores_wanted(rows, self._entered)
-            and self.state.adapters_of(rows) is None
         )
 
     def _sample(self, rows: Sequence[RowStep], logits: Tensor, masks: TokenMasks | None) -> HostSample:

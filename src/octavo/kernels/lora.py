@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -33,14 +34,16 @@ class LoraStack:
         b: ``[S, N, R]``, likewise.
         scales: ``[S, P]`` float32; 0 where an adapter has nothing for a part.
         parts: outputs of each part, N in all.
-        ranks: ``ranks[s][p]`` on the host: an adapter's own rank, 0 where it has nothing for a part.
+        ranks: ``[S, P]`` int32 on the host: an adapter's own rank, 0 where it has nothing for a part.
+        ends: ``[P]`` int64 on the host: where the outputs of each part end.
     """
 
     a: Tensor
     b: Tensor
     scales: Tensor
     parts: tuple[int, ...]
-    ranks: list[tuple[int, ...]]
+    ranks: Tensor
+    ends: Tensor
 
     @classmethod
     def empty(
@@ -51,7 +54,8 @@ class LoraStack:
         a = torch.zeros(count, len(parts) * rank, inputs, dtype=dtype, device=device)
         b = torch.zeros(count, sum(parts), rank, dtype=dtype, device=device)
         scales = torch.zeros(count, len(parts), dtype=torch.float32, device=device)
-        return cls(a, b, scales, tuple(parts), [(0,) * len(parts)] * count)
+        ranks = torch.zeros(count, len(parts), dtype=torch.int32)
+        return cls(a, b, scales, tuple(parts), ranks, torch.tensor(list(accumulate(parts)), dtype=torch.int64))
 
     @property
     def max_rank(self) -> int:
@@ -66,11 +70,11 @@ class LoraStack:
         s = number - 1
         if layer is None:
             self.scales[s].zero_()
-            self.ranks[s] = (0,) * len(self.parts)
+            self.ranks[s].zero_()
             return
         for target, source in ((self.a, layer.a), (self.b, layer.b), (self.scales, layer.scales)):
             target[s].copy_(source, non_blocking=True)
-        self.ranks[s] = layer.ranks
+        self.ranks[s] = torch.tensor(layer.ranks, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

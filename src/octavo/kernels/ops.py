@@ -177,7 +177,7 @@ class Ops(ABC):
 
         One operation, because for a few rows a fused kernel reads the weight while it normalises.
         """
-        normed, residual = self._add_norm(x, residual, norm_weight, eps)
+        normed, residual = self.add_norm(x, residual, norm_weight, eps)
         return self.linear(normed, weight, bias), residual
 
     def add_norm_gate_up(
@@ -190,10 +190,11 @@ class Ops(ABC):
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(silu_mul(linear(rms_norm(x + residual))), x + residual)``, as ``add_norm_linear`` does it."""
-        normed, residual = self._add_norm(x, residual, norm_weight, eps)
+        normed, residual = self.add_norm(x, residual, norm_weight, eps)
         return self.silu_mul(self.linear(normed, weight, bias)), residual
 
-    def _add_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """``(rms_norm(x + residual), x + residual)``, as ``add_rms_norm``; a ``residual`` of None is 0."""
         return (self.rms_norm(x, weight, eps), x) if residual is None else self.add_rms_norm(x, residual, weight, eps)
 
     @abstractmethod

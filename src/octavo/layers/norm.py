@@ -44,9 +44,7 @@ class RMSNorm(Norm):
         return self.ops.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            return self(x), x
-        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
+        return self.ops.add_norm(x, residual, self.weight, self.eps)
 
 
 class OnePlusWeight(Weight):

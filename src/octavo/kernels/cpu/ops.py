@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu import lora
 from octavo.kernels.cpu.attention_plan import CpuPlan
 from octavo.kernels.cpu.build import load_library
+from octavo.kernels.cpu.lora import CpuLora, LoraTasks
 from octavo.kernels.cpu.native import Native, fits_attention, fits_rows
 from octavo.kernels.cpu.panels import AS_FAST, Panels
 from octavo.kernels.cpu.quantized import QuantizedProducts
@@ -27,6 +29,7 @@ from octavo.kernels.cpu.recording import Pool, record
 from octavo.kernels.cpu.rounded import RoundedPanels
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
+from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
 from octavo.kernels.packed import Operand, PackedWeight, PerExpert, StackedWeight
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.recording import Recording
@@ -45,6 +48,7 @@ class CpuOps(ReferenceOps):
         library = load_library()
         self._tasks = tasks = None if library is None else Tasks(library)
         self._native = None if tasks is None else Native(tasks)
+        self._lora = None if tasks is None else LoraTasks(tasks)
         self._quantized = None if library is None or tasks is None else QuantizedProducts(library, tasks)
         self._packs = packs_weights()
         self._pool = Pool()
@@ -97,6 +101,16 @@ class CpuOps(ReferenceOps):
         product = torch.cat([self.linear(x, part) for part in weight.parts], dim=-1)
         return product if bias is None else product + bias
 
+    def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
+        return CpuLora(numbers) if bool(numbers.any()) else None
+
+    def lora_add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: LoraPlan) -> Tensor:
+        own = own_lora(plan, CpuLora)
+        if self._lora is None or not lora.fits(y, x, stack):
+            return super().lora_add(y, x, stack, own.grouped)
+        self._lora.add(y, x, stack, own)
+        return y
+
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if self._native is None or not fits_rows(x, weight):
             return super().add_rms_norm(x, residual, weight, eps)
@@ -105,9 +119,9 @@ class CpuOps(ReferenceOps):
         self._native.add_rms_norm(x, total, weight, eps, out)
         return out, total
 
-    def _add_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if residual is not None or self._native is None or not fits_rows(x, weight):
-            return super()._add_norm(x, residual, weight, eps)
+            return super().add_norm(x, residual, weight, eps)
         out, total = self._workspace.take("normed", tuple(x.shape), x), x.new_empty(x.shape, dtype=torch.float32)
         self._native.add_rms_norm(x, total, weight, eps, out, starts=True)
         return out, total

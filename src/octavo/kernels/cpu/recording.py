@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.kernels.cpu.arena import Arena
 from octavo.kernels.cpu.attention_plan import CpuPlan
+from octavo.kernels.cpu.lora import CpuLora
 from octavo.kernels.cpu.tasks import Step, Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, own_plan
+from octavo.kernels.lora import own_lora
 from octavo.kernels.recording import Recording
 
 _SMALLEST = 64
@@ -101,7 +103,7 @@ class TaskRecording:
     def __init__(self, tasks: Tasks, batch: ForwardBatch, notes: list[Note], result: Tensor) -> None:
         """``notes``: what the tasks listener heard, in order. ``result`` is contiguous but for a stride of rows."""
         self._tasks, self._token_ids = tasks, batch.token_ids
-        self._plan = own_plan(_planned(batch), CpuPlan)
+        self._plan, self._lora = own_plan(_planned(batch), CpuPlan), batch.lora
         self._calls = [note.call for note in notes]
         self._held = [tensor for note in notes for tensor in note.held]
         self._steps = (Step * len(notes))(*(Step(note.task, ctypes.addressof(note.call)) for note in notes))
@@ -113,6 +115,8 @@ class TaskRecording:
         ids = self._token_ids
         ctypes.memmove(ids.data_ptr(), batch.token_ids.data_ptr(), ids.nbytes)
         self._plan.follow(own_plan(_planned(batch), CpuPlan))
+        if self._lora is not None and batch.lora is not None:
+            own_lora(self._lora, CpuLora).follow(own_lora(batch.lora, CpuLora))
         self._tasks.run_all(self._steps)
         return self._result()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,7 +24,7 @@ class GroupedLora(LoraPlan):
 def lora_add(y: Tensor, x: Tensor, stack: LoraStack, plan: GroupedLora) -> Tensor:
     """As ``Ops.lora_add``."""
     for number, tokens in plan.groups:
-        if not any(stack.ranks[number - 1]):
+        if not stack.ranks[number - 1].any():
             continue
         if tokens is None:
             _add_all(y, x, stack, number - 1)
@@ -38,8 +36,8 @@ def lora_add(y: Tensor, x: Tensor, stack: LoraStack, plan: GroupedLora) -> Tenso
 def _add_all(y: Tensor, x: Tensor, stack: LoraStack, s: int) -> Tensor:
     """The same where all tokens have the adapter of index ``s``: in few operations, as each is a small one."""
     shrunk = F.linear(x, stack.a[s])
-    ends = accumulate(stack.parts)
-    for part, (rank, size, end) in enumerate(zip(stack.ranks[s], stack.parts, ends, strict=True)):
+    ranks, ends = stack.ranks[s].tolist(), stack.ends.tolist()
+    for part, (rank, size, end) in enumerate(zip(ranks, stack.parts, ends, strict=True)):
         if rank:
             first, outputs = part * stack.max_rank, slice(end - size, end)
             delta = F.linear(shrunk[:, first : first + rank], stack.b[s, outputs, :rank])

@@ -121,7 +121,7 @@ class TritonOps(ReferenceOps):
         if matvec.fits(x, weight, norm=True):
             return matvec.add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
         if self._products is not None and small_matmul.fits(x, weight, gated=True):
-            normed, residual = self._add_norm(x, residual, norm_weight, eps)
+            normed, residual = self.add_norm(x, residual, norm_weight, eps)
             return self._products.gate_up(normed, weight, bias), residual
         return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
 
