@@ -18,7 +18,17 @@ import octavo
 
 ROOT = Path(octavo.__file__).parent
 
-NOUNS = {"config", "sampling_params", "structured_outputs", "outputs", "cursor", "errors", "version", "lora"}
+NOUNS = {
+    "config",
+    "sampling_params",
+    "structured_outputs",
+    "outputs",
+    "cursor",
+    "errors",
+    "version",
+    "lora",
+    "large_imports",
+}
 HARDWARE = {"kernels", "quantization", "layers", "models", "parallel"}
 PACKED = {"kernels.packed", "kernels.packed_parts", "kernels.reference.quantized"}
 MAY_IMPORT: dict[str, set[str]] = {

@@ -208,6 +208,8 @@ class EngineConfig:
             half the memory that is free when the weights are loaded, less the workspace, that goes to the KV cache.
         kv_cache_memory: bytes for the KV cache; None: from the memory that is free.
         kv_cache_dtype: "auto" (the model's dtype), a dtype's name, "fp8" or "int8": half the memory of 16 bits.
+        num_threads: threads that compute on a CPU; None: one for each physical core that the process may use, or what
+            OCTAVO_NUM_THREADS or OMP_NUM_THREADS in the environment says.
         quantization: quantize the model's matrices when they are loaded: "int8", "w8a8", "fp8", "int4", and others: see
             `QUANTIZATIONS`. "file" keeps packed what the checkpoint has packed, "none" expands it; None keeps it packed
             where the device multiplies that form well and no dtype is asked for.
@@ -240,6 +242,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     kv_cache_memory: int | None = None
     kv_cache_dtype: str = "auto"
+    num_threads: int | None = None
     quantization: str | None = None
     tensor_parallel_size: int = 1
     scheduling_policy: str = "fcfs"
@@ -286,6 +289,7 @@ class EngineConfig:
         _whole("max_num_batched_tokens", self.max_num_batched_tokens, optional=True)
         _whole("block_size", self.block_size)
         _whole("kv_cache_memory", self.kv_cache_memory, optional=True)
+        _whole("num_threads", self.num_threads, optional=True)
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise UsageError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}: "

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.cursor import Cursor
@@ -272,6 +271,8 @@ class LLM:
         return self.engine.add_lora(lora.lora_name, lora.lora_path, replace_idle=True).name
 
     def _finish_all(self, wanted: set[str], use_tqdm: bool) -> dict[str, RequestOutput]:
+        from tqdm import tqdm
+
         done: dict[str, RequestOutput] = {}
         bar = tqdm(total=len(wanted), desc="prompts", unit="prompt", disable=not use_tqdm, dynamic_ncols=True)
         with bar:

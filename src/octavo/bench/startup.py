@@ -24,7 +24,12 @@ from typing import IO, Any
 from octavo.errors import OctavoError, UsageError
 
 FIRST_TOKEN = "first_token"
-_CACHES = {"OCTAVO_KERNEL_CACHE": "native", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
+_CACHES = {
+    "OCTAVO_KERNEL_CACHE": "native",
+    "OCTAVO_WEIGHT_CACHE": "weights",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "cuda",
+}
 """Environment variables that say where compiled kernels are kept, and our folders for them."""
 
 

@@ -11,6 +11,7 @@ import click
 
 from octavo.config import DTYPES, KV_DTYPES, QUANTIZATIONS, EngineConfig
 from octavo.errors import UsageError
+from octavo.large_imports import large_imports
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
@@ -49,6 +50,7 @@ _ENGINE: list[Decorator] = [
     click.option("--gpu-memory-utilization", type=float, metavar="SHARE", help="Of the memory, up to 1."),
     click.option("--kv-cache-memory", type=ByteSize(), help="Memory for the KV cache (4G); else from what is free."),
     click.option("--kv-cache-dtype", type=click.Choice(["auto", *KV_DTYPES]), help="Type of cached keys and values."),
+    click.option("--threads", "num_threads", type=int, metavar="N", help="Of a CPU; one for each core."),
     click.option("--enable-prefix-caching/--no-prefix-caching", default=None, help="Reuse equal prompt beginnings."),
     click.option("--async-scheduling/--no-async-scheduling", default=None, help="Plan a step while another runs."),
     click.option("--scheduling-policy", type=click.Choice(["fcfs", "priority", "fair"]), help="Who comes first."),
@@ -62,8 +64,8 @@ _ENGINE: list[Decorator] = [
 ENGINE_NAMES = (
     *("device", "dtype", "quantization", "tokenizer", "revision", "max_model_len", "max_num_seqs"),
     *("max_num_batched_tokens", "block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype"),
-    *("enable_prefix_caching", "async_scheduling", "scheduling_policy", "deterministic", "enforce_eager"),
-    *("max_loras", "max_lora_rank", "load_format", "debug"),
+    *("num_threads", "enable_prefix_caching", "async_scheduling", "scheduling_policy", "deterministic"),
+    *("enforce_eager", "max_loras", "max_lora_rank", "load_format", "debug"),
 )
 """Their names, which are those of ``EngineConfig``'s fields."""
 
@@ -113,7 +115,8 @@ def load(model: str, given: dict[str, Any], loras: Sequence[tuple[str, str]] = (
     """
     given = with_room_for(loras, given)
     EngineConfig.from_kwargs(model, **given)
-    from octavo.llm import LLM
+    with large_imports():
+        from octavo.llm import LLM
 
     llm = LLM(model, **given)
     for name, path in loras:

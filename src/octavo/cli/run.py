@@ -21,6 +21,7 @@ from octavo.text.output.detect import output_format
 from octavo.text.output.formats import OutputFormat
 from octavo.text.output.router import OutputRouter, begins_in_reasoning
 from octavo.text.output.special import with_markers
+from octavo.text.template_process import start_template_process
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
@@ -78,6 +79,8 @@ def run(
         raise UsageError("standard input is closed; give the prompt as an argument")
     if prompt == "-":
         prompt = sys.stdin.read()
+    if not raw:
+        start_template_process()  # beside the loading
     with load(model, given, loras) as llm:
         if not raw:
             _require_template(llm)

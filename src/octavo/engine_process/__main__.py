@@ -17,6 +17,7 @@ import msgspec
 from octavo.client.lifeline import ChildEnd, LastWords
 from octavo.client.wire import Start, decode_start
 from octavo.errors import OctavoError
+from octavo.large_imports import large_imports
 
 
 def main() -> None:
@@ -40,7 +41,8 @@ def main() -> None:
 
 def _run(start: Start, lifeline: ChildEnd, folder: str) -> int:
     try:
-        from octavo.engine_process.run import run
+        with large_imports():
+            from octavo.engine_process.run import run
 
         run(start, folder)
     except OctavoError as error:

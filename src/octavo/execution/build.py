@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from octavo.config import EngineConfig, ModelConfig
 from octavo.errors import OutOfMemoryError, UsageError
@@ -19,13 +18,17 @@ from octavo.execution.kv_cache import allocate_kv_cache
 from octavo.execution.memory import Ledger, draw_up, free_memory, size_text
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import Sampler
+from octavo.execution.weight_cache import WeightCache, weight_cache
 from octavo.kernels import for_device
+from octavo.kernels.cpu.huge_pages import residence
+from octavo.kernels.cpu.processors import num_threads
 from octavo.kernels.forward_batch import KV_DTYPES
 from octavo.kernels.lora import LoraSizes
 from octavo.kernels.ops import Ops
 from octavo.layers.build import Build, Packing
 from octavo.models.decoder import DecoderModel
-from octavo.models.loading import init_dummy, load_weights, lora_bytes, pack_weights, param_bytes
+from octavo.models.given import give_weights, packed_weights
+from octavo.models.loading import init_dummy, load_weights, lora_bytes, pack_weights, param_bytes, weight_tensors
 from octavo.models.packing import describe_packing, loaded_bytes
 from octavo.models.registry import build_model
 from octavo.quantization.schemes import scheme
@@ -62,12 +65,15 @@ def build_runner(
 
     Raises:
         ModelError: the checkpoint is damaged or of an unknown architecture.
+        UsageError: there are not so many processors.
         OutOfMemoryError: the weights, or the KV cache that was asked for, do not fit.
     """
     model_config, device = checkpoint.config, torch.device(config.device)
     dtype = choose_dtype(config.dtype, model_config.dtype, device)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     _check_kv_dtype(kv_dtype, device)
+    if device.type == "cpu":
+        torch.set_num_threads(num_threads(config.num_threads))
     ops = ops or for_device(device, deterministic=config.deterministic)
     on_phase("kernels_loaded")
     packing = choose_packing(config, ops)
@@ -77,7 +83,10 @@ def build_runner(
     if device.type == "cuda":
         return build_device_runner(config, model, ops, dtype, kv_dtype, device, on_phase)
     weights = param_bytes(model) + lora_bytes(model)
-    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=weights, free=free_memory())
+    pages = residence(weight_tensors(model))
+    free = max(free_memory() - pages.of_files, 0)
+    ledger = draw_up(model_config, config, dtype=dtype, kv_dtype=kv_dtype, weights=weights, free=free)
+    ledger = replace(ledger, huge_pages=pages.share if pages.resident else None)
     runner = _assemble(config, model, ops, ledger, KV_DTYPES[kv_dtype], device)
     on_phase("kv_cache_allocated")
     return runner, ledger
@@ -134,7 +143,7 @@ def _build_model(config: EngineConfig, checkpoint: Checkpoint, build: Build, pro
         init_dummy(model, config.seed)
         pack_weights(model)
     else:
-        _load(model, tensors, progress)
+        _load_and_pack(model, tensors, cache_for(config, checkpoint, build), progress)
     if build.packing.scheme is not None and (note := describe_packing(model, build.packing.scheme)):
         warnings.warn(note, stacklevel=2)
     return model.eval()
@@ -158,7 +167,40 @@ def _check_room(config: ModelConfig, build: Build, length: int, tensors: Sequenc
         )
 
 
+def cache_for(config: EngineConfig, checkpoint: Checkpoint, build: Build) -> WeightCache | None:
+    """Where the weights are kept in the form of the ops, if they are."""
+    how = {"dtype": str(build.dtype), "quantization": config.quantization, "asked": config.dtype}
+    return weight_cache(checkpoint.path, how, build.ops.packed_forms())
+
+
+def _load_and_pack(
+    model: DecoderModel, tensors: Sequence[LazyTensor], cache: WeightCache | None, progress: bool
+) -> None:
+    """What is in the cache as it is there, the rest from the checkpoint; what took work is kept for the next time."""
+    given = cache is not None and _give(model, cache)
+    _load(model, tensors, progress and not given)
+    if cache is not None and not given:
+        cache.store(packed_weights(model))
+
+
+def _give(model: DecoderModel, cache: WeightCache) -> bool:
+    """Whether the cache has the model's weights, which it then has."""
+    found = cache.load()
+    if found is None:
+        return False
+    try:
+        give_weights(model, found)
+    except ValueError:  # the checkpoint has become another one, and looks the same
+        return False
+    return True
+
+
 def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) -> None:
+    if not progress:
+        load_weights(model, tensors, pack=True)
+        return
+    from tqdm import tqdm
+
     total = sum(tensor.nbytes for tensor in tensors)
     bar = tqdm(
         total=total,
@@ -167,7 +209,6 @@ def _load(model: DecoderModel, tensors: Sequence[LazyTensor], progress: bool) ->
         unit_scale=True,
         unit_divisor=1024,
         leave=False,
-        disable=not progress,
     )
     with bar:
         load_weights(model, tensors, bar.update, pack=True)

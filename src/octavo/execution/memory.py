@@ -35,6 +35,7 @@ class Ledger:
         workspace: an estimate of what a step allocates.
         num_blocks, block_size: of the KV cache.
         max_model_len: the longest sequence that is accepted, in tokens.
+        huge_pages: share of a CPU's weights that the system has given in huge pages; None: it does not say.
     """
 
     free: int
@@ -44,6 +45,7 @@ class Ledger:
     num_blocks: int
     block_size: int
     max_model_len: int
+    huge_pages: float | None = None
 
     @property
     def kv_tokens(self) -> int:
@@ -51,10 +53,11 @@ class Ledger:
 
     def describe(self) -> str:
         """One line for people."""
+        pages = "" if self.huge_pages is None else f" ({self.huge_pages:.0%} in huge pages)"
         return (
-            f"weights {size_text(self.weights)}, KV cache {size_text(self.kv_cache)} ({self.num_blocks} blocks of "
-            f"{self.block_size}, {self.kv_tokens} tokens), workspace about {size_text(self.workspace)}; "
-            f"longest sequence {self.max_model_len} tokens"
+            f"weights {size_text(self.weights)}{pages}, KV cache {size_text(self.kv_cache)} "
+            f"({self.num_blocks} blocks of {self.block_size}, {self.kv_tokens} tokens), "
+            f"workspace about {size_text(self.workspace)}; longest sequence {self.max_model_len} tokens"
         )
 
 

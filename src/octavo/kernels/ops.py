@@ -17,6 +17,7 @@ from torch import Tensor
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer
 from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.packed import Operand
+from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.recording import Recording
 from octavo.kernels.sampling import LastTokens, Logprobs, Sampled
 
@@ -45,6 +46,10 @@ class Ops(ABC):
             What it returns, and how to do it again; None instead, if the backend cannot say.
         """
         return compute(), None
+
+    def packed_forms(self) -> PackedForms | None:
+        """What is needed to keep in a file what ``pack_linear`` makes; None: that is not worth it."""
+        return None
 
     @abstractmethod
     def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:

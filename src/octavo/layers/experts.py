@@ -61,7 +61,8 @@ class ExpertsMatrix(Matrix):
             self._replace(stack_rows([one] * self.count))
 
     def pack(self) -> None:
-        self._pack(self.ops.pack_experts(self.operand, self.count, self.weight.dtype))
+        if not self.is_given:
+            self._pack(self.ops.pack_experts(self.operand, self.count, self.weight.dtype))
 
 
 class ExpertsMLP(nn.Module):

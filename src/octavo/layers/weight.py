@@ -64,10 +64,14 @@ class Weight(nn.Parameter):
     Attributes:
         places: which tensors it is made of. Rows that none of them fills are zero.
         full_shape: its shape, whether it has memory now or not.
+        is_given: it was taken as a whole, and needs nothing of the checkpoint.
+        is_expanded: the checkpoint has it in another, packed form.
     """
 
     places: Sequence[Place]
     full_shape: tuple[int, ...]
+    is_given = False
+    is_expanded = False
 
     def __new__(cls, build: Build, shape: tuple[int, ...], places: Sequence[Place], *, lazily: bool = False) -> Self:
         """Uninitialised memory of ``shape``, in the build's dtype and on its device; ``lazily``: when it is needed."""
@@ -95,7 +99,12 @@ class Weight(nn.Parameter):
         self.data = torch.empty(0, dtype=self.dtype, device=self.device)
 
     def fill(self, place: Place, piece: Piece) -> None:
-        """Read what belongs to ``place``; of a matrix some rows at a time, as they may have to be converted."""
+        """Read what belongs to ``place``, unless all was given; of a matrix some rows at a time, as they may have to be
+        converted.
+        """
+        if self.is_given:
+            return
+        self.is_expanded = self.is_expanded or piece.packed_kind is not None
         if len(place.shape) < 2:
             self.load(place, piece.read(self.dtype))
             return
@@ -110,6 +119,10 @@ class Weight(nn.Parameter):
         """Copy this shard's part of a checkpoint's ``tensor`` (of ``place.shape``) to where it belongs."""
         self.allocate()
         self.data[place.rows].copy_(tensor[place.source])
+
+    def give(self, data: Tensor) -> None:
+        """Take all of it, of ``full_shape`` and the weight's dtype; it may be read-only."""
+        self.data, self.is_given = data, True
 
     def fill_random(self, pattern: Tensor) -> None:
         """Take the numbers of ``pattern`` [P] again and again."""
@@ -127,6 +140,7 @@ class Matrix(nn.Module):
         keep_plain: the weight is also used as plain rows (by a tied embedding, which loads it), so packing makes a
             copy.
         packed: what is multiplied with instead of ``weight``, or None.
+        is_given: ``packed`` was taken as it is, and needs nothing of the checkpoint.
     """
 
     keep_plain = False
@@ -136,6 +150,7 @@ class Matrix(nn.Module):
         self.ops, self.shard, self.packing = build.ops, build.shard, build.packing
         self.weight: Weight
         self.packed: Operand | None = None
+        self.is_given = False
         self._packed_parts: dict[int | None, Operand] = {}  # by their first row
         self._kept_pieces: list[Piece] = []
         self._held: list[Held] = []
@@ -156,6 +171,8 @@ class Matrix(nn.Module):
             ModelError: this shard's part of a packed tensor would cut through numbers that belong together, and it
                 must stay packed.
         """
+        if self.is_given:
+            return
         part = self._kept(place, tensor)
         if part is not None:
             self._packed_parts[place.rows.start] = part
@@ -215,9 +232,15 @@ class Matrix(nn.Module):
         elif not self.keep_plain:
             self.weight.fill_random(pattern)
 
+    def give(self, packed: Operand) -> None:
+        """Take all of the weight in the ops' own form."""
+        self._replace(packed)
+        self.is_given = True
+
     def pack(self) -> None:
         """Bring the weight into the ops' own form. Nothing can be loaded afterwards."""
-        self._pack(self.ops.pack_linear(self.operand))
+        if not self.is_given:
+            self._pack(self.ops.pack_linear(self.operand))
 
     def _pack(self, packed: Operand) -> None:
         """Take the ops' own form."""

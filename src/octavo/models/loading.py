@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.config import ModelConfig
 from octavo.errors import ModelError, nearest
 from octavo.kernels import memory
+from octavo.kernels.packed import Operand, PerExpert, StackedWeight
 from octavo.layers.linear import AdaptedLinear
 from octavo.layers.norm import Norm
 from octavo.layers.weight import Matrix, Place, Weight
@@ -137,6 +138,22 @@ def param_bytes(model: nn.Module) -> int:
     """Bytes of all weights on the device, packed ones and copies included; tied ones count once."""
     packed = [module.packed for module in model.modules() if isinstance(module, Matrix) and module.packed is not None]
     return sum(weight.nbytes for weight in {id(w): w for w in (*model.parameters(), *packed)}.values())
+
+
+def weight_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """What large weights are made of; none of oneDNN's own tensors, whose memory nobody else sees."""
+    packed = (module.packed for module in model.modules() if isinstance(module, Matrix) and module.packed is not None)
+    tensors = (tensor for weight in (*model.parameters(), *packed) for tensor in _tensors(weight))
+    return (tensor for tensor in tensors if tensor.layout is torch.strided and tensor.nbytes >= memory.SMALLEST)
+
+
+def _tensors(weight: Operand) -> Iterable[Tensor]:
+    match weight:
+        case Tensor():
+            return (weight,)
+        case StackedWeight() | PerExpert():
+            return (tensor for part in weight.parts for tensor in _tensors(part))
+    return weight.tensors().values()
 
 
 def lora_bytes(model: nn.Module) -> int:

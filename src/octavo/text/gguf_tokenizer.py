@@ -32,10 +32,10 @@ def load_gguf_tokenizer(path: Path) -> Tokenizer:
     Raises:
         ModelError: the file is damaged, or holds no tokenizer, or one of an unknown kind.
     """
-    from octavo.weights.gguf_file import GGUFFile
+    from octavo.weights.gguf_file import open_gguf
 
     try:
-        return tokenizer_from_metadata(GGUFFile(path).metadata)
+        return tokenizer_from_metadata(open_gguf(path).metadata)
     except ModelError as error:
         message = str(error)
         raise ModelError(message if str(path) in message else f"{path}: {message}") from None

@@ -56,6 +56,11 @@ class LimitedProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = Lock()
 
+    def start(self) -> None:
+        """Start the child, unless it runs. ``RequestError``: it cannot be started."""
+        with self._lock:
+            self._running()
+
     def ask(self, question: bytes) -> dict[str, Any]:
         """Send one line, return the answer.
 

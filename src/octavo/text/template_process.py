@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import RequestError
-from octavo.text.limited_process import DiedError, shared_process
-from octavo.text.template_worker import CPU_SECONDS
+from octavo.text.limited_process import DiedError, LimitedProcess, shared_process
 
 WALL_SECONDS = 60.0
 """A backstop for a machine so busy that the CPU-time limit takes this long to be reached."""
@@ -38,7 +37,7 @@ def render_template(template: str, variables: Mapping[str, Any]) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the chat holds a value that is not plain JSON ({error})"[:300]) from None
     try:
-        answer = shared_process(_WORKER, "runs chat templates", WALL_SECONDS).ask(request)
+        answer = _process().ask(request)
     except DiedError as error:
         raise RequestError(_cause_of_death(error.status)) from None
     if "error" in answer:
@@ -46,7 +45,22 @@ def render_template(template: str, variables: Mapping[str, Any]) -> str:
     return answer["text"]
 
 
+def start_template_process() -> None:
+    """Start the child now, so that it gets ready while something else is waited for. `render_template` does it, too.
+
+    Raises:
+        RequestError: it cannot be started.
+    """
+    _process().start()
+
+
+def _process() -> LimitedProcess:
+    return shared_process(_WORKER, "runs chat templates", WALL_SECONDS)
+
+
 def _cause_of_death(status: int | None) -> str:
+    from octavo.text.template_worker import CPU_SECONDS  # and with it Jinja, which this process does not need
+
     if status == -signal.SIGPROF:
         return f"the chat template ran for more than {CPU_SECONDS:g} seconds and was stopped"
     return f"the chat template made its process fail (exit status {status}); it may need too much memory"

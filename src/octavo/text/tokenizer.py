@@ -103,9 +103,9 @@ def has_tokenizer(path: Path | str) -> bool:
         if beside is not None:
             return _file_in(beside) is not None
         return path.suffix in (".json", ".model") or path.name == "tokenizer.bin"
-    from octavo.weights.gguf_file import GGUFFile
+    from octavo.weights.gguf_file import open_gguf
 
-    return "tokenizer.ggml.model" in GGUFFile(path).metadata
+    return "tokenizer.ggml.model" in open_gguf(path).metadata
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -16,7 +16,7 @@ from octavo.ggml.block_types import BlockType, dequantize_chunks
 from octavo.weights.checkpoint import ALL, Checkpoint, LazyTensor
 from octavo.weights.gguf_config import ROPE_TENSORS, architecture_of, generation_defaults, model_config
 from octavo.weights.gguf_cursor import short
-from octavo.weights.gguf_file import GGUFFile, GGUFTensorInfo
+from octavo.weights.gguf_file import GGUFFile, GGUFTensorInfo, open_gguf
 from octavo.weights.gguf_names import ONE_PLUS, expert_names, hugging_face_name
 from octavo.weights.mapped import releasing
 from octavo.weights.row_order import unpermuted
@@ -45,7 +45,7 @@ class GGUFCheckpoint(Checkpoint):
         Raises:
             ModelError: the file is damaged, or its architecture or one of its block types is not supported.
         """
-        file = GGUFFile(path)
+        file = open_gguf(path)
         try:
             return cls(file.path, model_config(file), generation_defaults(file.metadata), file=file)
         except ModelError as error:

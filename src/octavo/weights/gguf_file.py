@@ -12,9 +12,11 @@ little-endian:
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +83,24 @@ class GGUFFile:
     def release(self, info: GGUFTensorInfo, rows: slice) -> None:
         """Let go of the pages of a tensor's rows; views of them stay valid."""
         self._file.release_rows(info.offset, info.nbytes, info.shape, rows)
+
+
+_open_files: WeakValueDictionary[tuple[object, ...], GGUFFile] = WeakValueDictionary()
+
+
+def open_gguf(path: str | Path) -> GGUFFile:
+    """A `GGUFFile` that is open already, if the file has not changed since: a model and its tokenizer have one header,
+    and reading a vocabulary takes a while. Not to be changed.
+    """
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return GGUFFile(path)  # which says what is wrong
+    key = (os.fspath(path), seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    file = _open_files.get(key)
+    if file is None:
+        file = _open_files[key] = GGUFFile(path)
+    return file
 
 
 def _read_preamble(cursor: Cursor) -> tuple[int, int]:

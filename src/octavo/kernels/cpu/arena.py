@@ -6,11 +6,10 @@ smaller than one of them, so that matrices share.
 
 from __future__ import annotations
 
-import mmap
-from contextlib import suppress
-
 import torch
 from torch import Tensor
+
+from octavo.kernels.cpu.huge_pages import huge_pages
 
 CHUNK = 64 << 20
 """Bytes asked of the system at once. What nobody has written to takes no memory."""
@@ -28,7 +27,7 @@ class Arena:
         """uint8 ``[size]``, aligned to a cache line. Raises ``MemoryError``."""
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         if padded > len(self._rest):
-            self._rest = _huge_pages(max(padded, CHUNK))
+            self._rest = huge_pages(max(padded, CHUNK))
         taken, self._rest = self._rest[:size], self._rest[padded:]
         return taken
 
@@ -45,16 +44,3 @@ class Scratch:
             memory = torch.empty(size + size // 4 + ALIGNMENT, dtype=torch.uint8)
             self._memory = memory[-memory.data_ptr() % ALIGNMENT :]
         return self._memory
-
-
-def _huge_pages(size: int) -> Tensor:
-    try:
-        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-            return torch.empty(size, dtype=torch.uint8)
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets none
-    except OSError as error:
-        raise MemoryError(str(error)) from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a system without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

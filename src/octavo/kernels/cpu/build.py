@@ -109,12 +109,15 @@ def cache_folder() -> Path:
         OSError: there is no home. A folder that others can write to would let them choose what is run.
     """
     own = os.environ.get("OCTAVO_KERNEL_CACHE")
-    if own:
-        return Path(own)
+    return Path(own) if own else user_cache("native")
+
+
+def user_cache(name: str) -> Path:
+    """A folder of ours below ``$XDG_CACHE_HOME``, by default ``~/.cache``. Raises ``OSError``: there is no home."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
         try:
             base = Path.home() / ".cache"
         except RuntimeError:
             raise OSError("no home folder to keep them in; set XDG_CACHE_HOME to a folder") from None
-    return base / "octavo" / "native"
+    return base / "octavo" / name

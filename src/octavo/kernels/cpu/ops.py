@@ -13,6 +13,7 @@ Quantized weights are woven into panels (`panels.py`), which C kernels multiply 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,16 @@ from octavo.kernels.cpu.rounded import RoundedPanels
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
-from octavo.kernels.packed import Operand, PackedWeight, PerExpert, StackedWeight
+from octavo.kernels.packed import (
+    Fp8Weight,
+    Int4Weight,
+    Int8Weight,
+    Operand,
+    PackedWeight,
+    PerExpert,
+    StackedWeight,
+)
+from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.recording import Recording
 from octavo.kernels.reference import attention as reference
@@ -50,6 +60,7 @@ class CpuOps(ReferenceOps):
         self._native = None if tasks is None else Native(tasks)
         self._lora = None if tasks is None else LoraTasks(tasks)
         self._quantized = None if library is None or tasks is None else QuantizedProducts(library, tasks)
+        self._library = None if library is None else library._name
         self._packs = packs_weights()
         self._pool = Pool()
 
@@ -78,6 +89,10 @@ class CpuOps(ReferenceOps):
     def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
         """Each expert's matrix as any other: tokens are gathered, and go through one expert after the other."""
         return PerExpert(parts=tuple(self.pack_linear(take_expert(weight, e, count)) for e in range(count)))
+
+    def packed_forms(self) -> PackedForms | None:
+        classes = (Panels, RoundedPanels, Int8Weight, Int4Weight, Fp8Weight, StackedWeight, PerExpert)
+        return None if self._library is None else PackedForms(classes, Path(self._library).stem)
 
     def multiplies(self, kind: str) -> bool:
         return self._quantized is not None and kind in AS_FAST

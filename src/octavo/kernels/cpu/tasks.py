@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu.processors import usable
+
 Listener = Callable[[int, ctypes.Structure, tuple[Tensor | None, ...]], None]
 """Hears of each task: its address, its call, and the tensors that the call points into."""
 
@@ -57,7 +59,10 @@ class Tasks:
 @cache
 def _team(library: ctypes.CDLL, size: int) -> int:
     """The process's threads: all that compute on this CPU share them, since more would only wait for each other."""
-    return int(function(library, "octavo_team_new", (c_int,), c_void_p)(size))
+    cpus = usable().cpus[:size]
+    numbers = (ctypes.c_int32 * len(cpus))(*cpus)
+    new = function(library, "octavo_team_new", (c_int, c_void_p, c_int), c_void_p)
+    return int(new(size, ctypes.addressof(numbers), len(cpus)))
 
 
 if hasattr(os, "register_at_fork"):

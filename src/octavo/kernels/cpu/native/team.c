@@ -119,6 +119,16 @@ static int start(Team *t, int index) {
   return error;
 }
 
+static void keep_on(pthread_t thread, const int32_t *cpus, int num_cpus) {
+#ifdef __linux__
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  for (int i = 0; i < num_cpus; i++)
+    if (cpus[i] < CPU_SETSIZE) CPU_SET(cpus[i], &allowed);
+  if (CPU_COUNT(&allowed)) pthread_setaffinity_np(thread, sizeof allowed, &allowed);
+#endif
+}
+
 void octavo_team_free(Team *t) {
   atomic_store(&t->ending, 1);
   change(t, &t->lists);
@@ -127,8 +137,9 @@ void octavo_team_free(Team *t) {
   free(t);
 }
 
-/* A team of `size` threads, the caller's included; of as many as the system allows, if these are fewer. */
-Team *octavo_team_new(int size) {
+/* A team of `size` threads, the caller's included; of as many as the system allows, if these are fewer. The others stay
+   on `cpus`, where that can be had: the system may move them about there, away from one that is busy. */
+Team *octavo_team_new(int size, const int32_t *cpus, int num_cpus) {
   Team *t = aligned_alloc(64, (sizeof *t + 63) / 64 * 64);
   if (!t) return NULL;
   *t = (Team){.size = size, .threads = calloc(size, sizeof(pthread_t))};
@@ -136,8 +147,10 @@ Team *octavo_team_new(int size) {
   pthread_mutex_init(&t->bed, NULL);
   pthread_cond_init(&t->morning, NULL);
   if (!t->threads) t->size = 1;
-  for (int i = 1; i < t->size; i++)
+  for (int i = 1; i < t->size; i++) {
     if (start(t, i)) t->size = i; /* nobody reads it before the first list */
+    else keep_on(t->threads[i], cpus, num_cpus);
+  }
   return t;
 }
 
