@@ -156,6 +156,21 @@ def test_the_tokenizer_comes_along(save: Callable[[Path], object], tmp_path: Pat
     assert fields["tokenizer.ggml.bos_token_id"].types == [gguf.GGUFValueType.UINT32]
 
 
+@pytest.mark.parametrize("option", ["add_prefix_space", "add_bos_token", "add_eos_token"])
+@pytest.mark.parametrize("value", [True, False])
+def test_what_is_put_around_a_text(option: str, value: bool, tmp_path: Path) -> None:
+    """In the keys that llama.cpp reads, and read back."""
+    _, path = make_blocky(tmp_path, vocab_size=640)
+    save_spm(path, **{option: value})
+    export(path, tmp_path / "out.gguf", format="gguf")
+    before, after = load_tokenizer(path), load_tokenizer(tmp_path / "out.gguf")
+    assert [after.encode(text) for text in CORPUS[:6]] == [before.encode(text) for text in CORPUS[:6]]
+    key = "add_space_prefix" if option == "add_prefix_space" else option
+    field = gguf.GGUFReader(tmp_path / "out.gguf").fields[f"tokenizer.ggml.{key}"]
+    assert field.types == [gguf.GGUFValueType.BOOL]
+    assert field.contents() is value
+
+
 def test_a_tokenizer_goes_from_gguf_to_a_folder_and_back(tmp_path: Path) -> None:
     _, path = make_blocky(tmp_path, vocab_size=640)
     for save in (save_bpe, save_spm):

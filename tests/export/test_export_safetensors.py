@@ -18,6 +18,8 @@ from helpers_gguf import write_llama
 from helpers_models import make_tiny
 from octavo.errors import ModelError, UsageError
 
+NO_TOKENIZER = "the model has no tokenizer, so none was written"
+
 
 @pytest.mark.parametrize("name", ["llama-tied", "qwen3", "gemma3", "gpt2"])
 def test_a_folder_is_the_same_model_to_transformers(name: str, tmp_path: Path) -> None:
@@ -179,7 +181,24 @@ def test_matrices_that_are_not_of_linear_layers_are_refused(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_matrices_that_stay_plain_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "fp8"])
+def test_experts_under_mixtrals_names(scheme: str, tmp_path: Path) -> None:
+    """As llm-compressor names them, which vLLM reads; transformers 5.23 was seen to read the first and the last."""
+    _, path = make_tiny("mixtral", tmp_path)
+    report = export(path, tmp_path / "out", quantize=scheme)
+    assert report.notes == [NO_TOKENIZER]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert {name for name in config["ignore"] if "layers" in name} == {
+        f"model.layers.{i}.block_sparse_moe.gate" for i in range(3)
+    }
+    tensors, before, after = load_file(tmp_path / "out" / "model.safetensors"), weights(path), weights(tmp_path / "out")
+    for name in (f"model.layers.1.block_sparse_moe.experts.3.w{i}" for i in (1, 2, 3)):
+        assert f"{name}.weight_scale" in tensors
+        assert 0 < relative_rms(after[f"{name}.weight"], before[f"{name}.weight"]) < 0.04
+
+
+def test_matrices_that_stay_plain_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.export.hugging_face.LINEAR", ("_proj.weight",))
     _, path = make_tiny("mixtral", tmp_path)
     (note,) = [note for note in export(path, tmp_path / "out", quantize="int8").notes if "not quantized" in note]
     assert "experts" in note

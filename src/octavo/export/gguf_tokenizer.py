@@ -39,7 +39,7 @@ def tokenizer_metadata(checkpoint: Checkpoint, tokenizer: Path) -> dict[str, Any
         raise ModelError(f"it has {found.vocab_size} tokens, the model {checkpoint.config.vocab_size}")
     match found:
         case SentencePieceTokenizer():
-            keys = _llama(sentencepiece_pieces(found), checkpoint.config.vocab_size)
+            keys = _llama(sentencepiece_pieces(found), checkpoint.config.vocab_size) | _space_prefix(found)
         case HFTokenizer():
             keys = _from_json(found, json.loads(found.to_json()), checkpoint.config.vocab_size)
         case _:
@@ -66,7 +66,15 @@ def adds_bos(tokenizer: Tokenizer) -> bool:
 
 def _special(tokenizer: Tokenizer) -> dict[str, Any]:
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return {"add_bos_token": adds_bos(tokenizer), **{key: i for key, i in ids.items() if i is not None}}
+    adds_eos = tokenizer.eos_token_id is not None and tokenizer.encode("a")[-1:] == [tokenizer.eos_token_id]
+    adds = {"add_bos_token": adds_bos(tokenizer), "add_eos_token": adds_eos}
+    return {**adds, **{key: i for key, i in ids.items() if i is not None}}
+
+
+def _space_prefix(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Whether a text is read as if a space stood before it; readers of kind "llama" take that for granted."""
+    first = tokenizer.id_to_token((tokenizer.encode("a", add_special_tokens=False) or [0])[0])
+    return {"add_space_prefix": first is not None and first.startswith("▁")}
 
 
 def _template(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def _from_json(tokenizer: HFTokenizer, raw: dict[str, Any], vocab_size: int) -> 
         raise ModelError(f"a {model.get('type')} tokenizer has no description in GGUF; accepted: BPE")
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     if model.get("byte_fallback"):
-        return _llama(_ranked_pieces(tokenizer, raw, merges), vocab_size)
+        return _llama(_ranked_pieces(tokenizer, raw, merges), vocab_size) | _space_prefix(tokenizer)
     name = pre_tokenizer_name(tuple(_patterns(raw["pre_tokenizer"])), bool(model.get("ignore_merges")))
     if name is None:
         raise ModelError("the way it cuts text into words has no name in GGUF that is known here")

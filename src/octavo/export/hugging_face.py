@@ -23,8 +23,10 @@ from octavo.kernels.reference.quantized import dequantize
 from octavo.quantization.schemes import GROUPS, Scheme, scheme
 from octavo.weights.checkpoint import LazyTensor
 
-LINEAR = "_proj.weight"
-"""How the names of the layers' matrices end: what is quantized. Embeddings, the head and routers stay as they are."""
+LINEAR = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+"""How the names of the layers' matrices end, also of Mixtral's experts: what is quantized. Embeddings, heads and
+routers stay as they are.
+"""
 
 TRANSPOSED = ("GPT2LMHeadModel",)
 """Architectures whose matrices are not those of linear layers, though they have such names."""
@@ -59,7 +61,7 @@ def write(source: Source, folder: Path, quantize: str | None, max_shard_size: in
     ignore = sorted({"lm_head", *(t.name.removesuffix(".weight") for t in found if _is_left_out(t))})
     quantization = None if how is None else compressed_tensors.config(how.scheme, how.group, ignore)
     if how is not None and (plain := [tensor.name for tensor in found if _may_be_missed(tensor)]):
-        source.report.notes.append(f"not quantized, as their names do not end in {LINEAR}: {_some(plain)}")
+        source.report.notes.append(f"not quantized, as their names do not end in {LINEAR[0]}: {_some(plain)}")
     folder.mkdir()
     write_json(folder / "config.json", config_json(source.checkpoint, source.dtype, quantization))
     generation = generation_json(source.checkpoint)
@@ -75,7 +77,7 @@ def fit(wanted: Scheme, tensors: Sequence[LazyTensor]) -> Quantization:
     """
     inputs = {tensor.shape[1] for tensor in tensors if is_linear(tensor)}
     if not inputs:
-        raise ModelError(f"no tensor's name ends in {LINEAR}: nothing of this model can be quantized")
+        raise ModelError(f"no tensor's name ends in {LINEAR[0]}: nothing of this model can be quantized")
     if wanted.group is None or wanted.kind == "fp8":
         return Quantization(wanted, wanted.group)
     most = min(wanted.group_for(k) or 0 for k in inputs)
