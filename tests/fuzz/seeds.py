@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 import torch
 from fuzz_targets import FEW, SCHEMES
@@ -16,7 +17,7 @@ from safetensors.torch import save, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import helpers_quantized as quantized
-from helpers_gguf import write_llama
+from helpers_gguf import model_metadata, write_gguf, write_llama
 from helpers_llama2c import write_llama2c
 from octavo.weights.quantized.scheme import parse_scheme
 from octavo.weights.safetensors_file import KINDS
@@ -38,6 +39,7 @@ def checkpoints(folder: Path) -> None:
     put("gguf", "llama", write_llama(folder / "a.gguf", vocab_size=8, **changes)[0].read_bytes())
     wide = {"embedding_length": 32, "feed_forward_length": 32, "block_count": 1, "rope__dimension_count": 8}
     put("gguf", "llama-q8", write_llama(folder / "b.gguf", "Q8_0", vocab_size=8, **wide)[0].read_bytes())
+    put("gguf", "experts", mixture(folder / "c.gguf"))
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, max_position_embeddings=4))
     for version in (0, 1, 2):
         write_llama2c(folder / "m.bin", model, version, group_size=8)
@@ -49,6 +51,19 @@ def checkpoints(folder: Path) -> None:
         json.dumps({"weight_map": {"1.weight": "model-1.safetensors", "2.weight": "model-2.safetensors"}}),
     )
     put("index", "itself", json.dumps({"weight_map": {"1.weight": "model.safetensors.index.json"}}))
+
+
+def mixture(path: Path) -> bytes:
+    """A GGUF file of one layer with two experts, whose matrices are stacks of Q8_0."""
+    sizes = {"embedding_length": 32, "feed_forward_length": 32, "block_count": 1, "rope__dimension_count": 8}
+    metadata = model_metadata(**sizes, expert_count=2, expert_used_count=1, expert_feed_forward_length=32)
+    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    arrays = {f"blk.0.{name}.weight": np.ones((*[2] * name.endswith("exps"), 32, 32), np.float32) for name in names}
+    arrays["blk.0.ffn_gate_inp.weight"] = np.ones((2, 32), np.float32)
+    arrays |= {f"blk.0.{name}.weight": np.ones(32, np.float32) for name in ("attn_norm", "ffn_norm")}
+    arrays |= {"token_embd.weight": np.ones((8, 32), np.float32), "output_norm.weight": np.ones(32, np.float32)}
+    kinds = {name: "Q8_0" if array.ndim > 1 and "inp" not in name else "F32" for name, array in arrays.items()}
+    return write_gguf(path, metadata, {name: (arrays[name], kind) for name, kind in kinds.items()}).read_bytes()
 
 
 def configs() -> None:

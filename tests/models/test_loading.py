@@ -19,6 +19,7 @@ class InMemory:
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.name, self.tensor, self.shape, self.nbytes = name, tensor, tuple(tensor.shape), tensor.nbytes
         self.released = False
+        self.packed_kind = None
 
     def read(self, dtype: torch.dtype, rows: slice = slice(None)) -> torch.Tensor:
         return self.tensor[rows].to(dtype)
