@@ -5,9 +5,9 @@ for the weights as they were assigned (linear regression). Measured on SmolLM2-1
 uniform noise of up to half a step either way had been added to each weight: perplexity rose by 11.3% without that step
 and by 8.9% with it, in groups of 32. Trying narrower ranges too, or weighing large weights more, gave 7.9% to 13.6%.
 
-On three other texts (512 tokens each, the same noise) it rose by 13.8%: 12.8% in groups of 16, 27% with the range of least
-squared error out of six (whose error was 6% smaller), 15% with squares weighed by the weights' own. Half of it is what
-down_proj costs: 6.2% were left with that alone in 8 bits, and 1 to 2% is what each of q, gate and up costs alone.
+On three other texts (512 tokens each, the same noise) it rose by 13.8%: 12.8% in groups of 16, 27% with the range of
+least squared error out of six (whose error was 6% smaller), 15% with squares weighed by the weights' own. Half of it is
+what down_proj costs: 6.2% were left with that alone in 8 bits, and q, gate and up alone cost 1 to 2% each.
 """
 
 from __future__ import annotations
