@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import helpers_quantized as by
-from helpers_gguf import write_llama
+from helpers_gguf import write_gguf, write_llama
 from helpers_llama2c import write_llama2c
 from helpers_models import make_tiny
 from octavo.kernels.packed import Fp8Weight
 from octavo.models.tensors import NamedTensor, Part
 from octavo.weights.checkpoint import Checkpoint
+from octavo.weights.gguf import GGUFTensor
+from octavo.weights.gguf_file import GGUFFile
 from octavo.weights.open import open_checkpoint
 
 FP8_BLOCKS = {"quant_method": "fp8", "weight_block_size": [32, 32]}
@@ -51,6 +54,14 @@ def test_rows_of_the_whole(kind: str, tmp_path: Path) -> None:
         assert torch.equal(tensor.read(torch.bfloat16, slice(2, 9)), whole[2:9].bfloat16())
         tensor.release()
         assert torch.equal(tensor.read(torch.float32), whole)
+
+
+def test_a_vector_of_blocks_has_no_rows_of_bytes(tmp_path: Path) -> None:
+    """A norm of 32 numbers in one block of Q4_0: found by the fuzzer."""
+    tensors = {"output_norm.weight": (np.linspace(-1, 1, 32, dtype=np.float32), "Q4_0")}
+    file = GGUFFile(write_gguf(tmp_path / "a.gguf", {}, tensors))
+    tensor = GGUFTensor("norm.weight", file, file.tensors["output_norm.weight"])
+    assert torch.equal(tensor.read(torch.float32, slice(3, 7)), tensor.read(torch.float32)[3:7])
 
 
 def test_blocks_of_scales_are_cut_between_them(tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ class GGUFTensor(LazyTensor):
     def read(self, dtype: torch.dtype, rows: slice = ALL) -> torch.Tensor:
         import torch
 
+        if rows != ALL and len(self.shape) == 1:  # its blocks are not rows
+            return self.read(dtype)[rows]
         if self._kept_plus_one:
             return (self._read(torch.float32, rows) - 1).to(dtype)
         return self._read(dtype, rows)

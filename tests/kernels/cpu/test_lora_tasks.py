@@ -33,7 +33,7 @@ def ops() -> CpuOps:
 
 
 @DTYPES
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize(("tokens", "inputs", "parts", "rank", "count"), SHAPES)
 def test_each_token_with_its_adapter(ops, dtype, threads, tokens, inputs, parts, rank, count, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -59,7 +59,7 @@ class LoraTasks:
         """``Ops.lora_add`` in place, of tensors that `fits`."""
         rows, inputs = x.shape
         padded = -(-stack.max_rank // LANES) * LANES
-        shrunk = x.new_empty(rows, len(stack.parts) * padded, dtype=torch.float32)
+        shrunk = x.new_empty(self._tasks.threads, len(stack.parts) * padded, dtype=torch.float32)
         tensors = (plan.numbers, x, stack.a, stack.b, stack.scales, stack.ranks, stack.ends, y, shrunk)
         call = _LoraAddCall(
             *(tensor.data_ptr() for tensor in tensors), rows, inputs, y.shape[1], stack.max_rank, len(stack.parts)
