@@ -116,10 +116,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("scheme", "limit"), [("int8", 1.15), ("w8a8", 1.15), ("fp8", 1.15), ("int4", 1.2)])
-def test_quantized_while_it_is_loaded(folder: Path, scheme: str, limit: float) -> None:
-    """Beside what stays there are one quantized matrix and up to 20 MB of the C library's, a seventh of int4 here."""
-    assert 0.95 < measure(folder, "quantize", scheme) < limit
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "fp8", "int4"])
+def test_quantized_while_it_is_loaded(folder: Path, scheme: str) -> None:
+    """Beside what stays there is one quantized matrix, and no plain one."""
+    assert 0.95 < measure(folder, "quantize", scheme) < 1.15
 
 
 def awq(n: int, k: int) -> dict[str, torch.Tensor]:
@@ -191,9 +191,9 @@ EXPERTS = {
 }
 
 
-@pytest.mark.parametrize(("scheme", "limit"), [("int8", 1.15), ("int4", 1.25)])
-def test_experts_quantized_while_they_are_loaded(tmp_path: Path, scheme: str, limit: float) -> None:
-    """150 million weights, nearly all of them experts'. The C library's 20 MB are more than a seventh of int4's."""
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_experts_quantized_while_they_are_loaded(tmp_path: Path, scheme: str) -> None:
+    """150 million weights, nearly all of them experts'."""
     from safetensors.torch import save_file
 
     (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
@@ -208,7 +208,7 @@ def test_experts_quantized_while_they_are_loaded(tmp_path: Path, scheme: str, li
         experts = (f"{layer}.block_sparse_moe.experts.{e}.w{part}.weight" for e in range(8) for part in (1, 2, 3))
         tensors |= dict.fromkeys(experts, matrix)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    assert 0.95 < measure(tmp_path, "quantize", scheme) < limit
+    assert 0.95 < measure(tmp_path, "quantize", scheme) < 1.15
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def _int8_with(weight: Rows, scheme: Scheme, group: int, dtype: torch.dtype) -> 
         values[rows] = (groups / _nonzero(scale.float())).round_().clamp_(-127, 127).flatten(1)
         scales[rows] = scale.squeeze(-1)
     packed = Int8Weight(values=values, scales=scales, quantizes_input=scheme.quantizes_input)
-    return packed, largest.checked()
+    return packed, largest.value
 
 
 def _fp8(weight: Rows, scheme: Scheme, group: int) -> Fp8Weight:
@@ -91,10 +91,9 @@ def _fp8(weight: Rows, scheme: Scheme, group: int) -> Fp8Weight:
         own = slice(rows.start // block[0], -(-rows.stop // block[0]))
         if scheme.rows is not None:
             scales[own] = _tops(plain, block) / FP8_MAX
-        largest.add(plain.abs())
+        largest.add(plain)
         wide = _nonzero(scales[own]).repeat_interleave(block[0], 0)[: len(plain)].repeat_interleave(group, 1)[:, :k]
         values[rows] = (plain / wide).clamp_(-FP8_MAX, FP8_MAX).to(values.dtype)
-    largest.checked()
     return Fp8Weight(values=values, scales=scales, block=block, quantizes_input=scheme.quantizes_input)
 
 
@@ -112,7 +111,7 @@ def _int4_with(weight: Rows, group: int, dtype: torch.dtype) -> tuple[Int4Weight
         largest.add(groups)
         q, scales[rows], zeros[rows] = round_groups(groups, dtype)
         values[rows] = pack_nibbles(q.flatten(1))
-    return Int4Weight(values=values, scales=scales, zeros=zeros), largest.checked()
+    return Int4Weight(values=values, scales=scales, zeros=zeros), largest.value
 
 
 Packed = TypeVar("Packed", Int8Weight, Int4Weight)
@@ -127,21 +126,19 @@ def _in_groups(attempt: Callable[[torch.dtype], tuple[Packed, float]]) -> Packed
 
 
 class Largest:
-    """The largest magnitude of what was added; NaN if there was one."""
+    """The largest magnitude of what was added. A number, as a small tensor for each chunk would keep the allocator from
+    giving back what lies around it.
+    """
 
     def __init__(self) -> None:
-        self._found: list[Tensor] = []
+        self.value = 0.0
 
     def add(self, numbers: Tensor) -> None:
-        if numbers.numel():
-            self._found += torch.aminmax(numbers)
-
-    def checked(self) -> float:
-        """Raises ``ModelError`` if it is no number, or infinite."""
-        largest = float(torch.stack(self._found).abs().max()) if self._found else 0.0
+        """Raises ``ModelError`` for a NaN or an infinity."""
+        largest = float(torch.stack(torch.aminmax(numbers)).abs().max()) if numbers.numel() else 0.0
         if not math.isfinite(largest):
             raise ModelError("a weight with a NaN or an infinity cannot be quantized")
-        return largest
+        self.value = max(self.value, largest)
 
 
 _PACKERS: dict[str, Callable[[Rows, Scheme, int], PackedWeight]] = {"int8": _int8, "int4": _int4, "fp8": _fp8}

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.kernels import memory
 from octavo.kernels.packed import Int4Weight, Int8Weight, Operand, pack_nibbles, unpack_nibbles
+
+AT_ONCE = 1 << 20
+"""Numbers that are brought into another order at a time."""
 
 
 def as_bytes(words: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ def int4_weight(values: Tensor, scales: Tensor, zeros: Tensor | None, group_of: 
     if order is None:
         return _expand(unpack_nibbles(values), scales, torch.tensor(8) if zeros is None else zeros, group_of)
     if order.numel():
-        values = pack_nibbles(unpack_nibbles(values)[:, order.long()])
+        values = _ordered(values, order.long())
     if zeros is not None:
         zeros = None if bool((zeros == 8).all()) else zeros.to(scales.dtype).contiguous()
     return Int4Weight(
@@ -73,6 +77,16 @@ def _order(group_of: Tensor | None, columns: int, groups: int) -> Tensor | None:
     if not torch.equal(group_of.long().bincount(minlength=groups), torch.full((groups,), columns // groups)):
         return None
     return group_of.argsort(stable=True).int()
+
+
+def _ordered(values: Tensor, order: Tensor) -> Tensor:
+    """Nibbles with their columns in another order, some rows at a time: each is a byte meanwhile."""
+    out = memory.empty(tuple(values.shape), values.dtype, values.device)
+    step = max(1, AT_ONCE // max(len(order), 1))
+    for begin in range(0, len(values), step):
+        rows = slice(begin, begin + step)
+        out[rows] = pack_nibbles(unpack_nibbles(values[rows])[:, order])
+    return out
 
 
 def _expand(values: Tensor, scales: Tensor, zeros: Tensor, group_of: Tensor | None) -> Tensor:

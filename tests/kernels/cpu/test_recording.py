@@ -90,6 +90,20 @@ def test_replays_equal_what_is_computed(dtype, rows):
 
 
 @torch.inference_mode()
+def test_other_threads_of_the_process_change_nothing(monkeypatch):
+    """Another model may ask for more of them: a recording's memory is for as many as there were."""
+    ops = CpuOps()
+    pair = Pair(ops, model_of(ops, torch.bfloat16))
+    pair.prefill({0: [5] * 400})
+    pair.step({0: [3]})
+    before = ops._tasks.threads, pair.recording._plan.work(None).num_parts
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    expected, found = pair.step({0: [4]})
+    assert torch.equal(expected, found)
+    assert (ops._tasks.threads, pair.recording._plan.work(None).num_parts) == before
+
+
+@torch.inference_mode()
 def test_windows():
     ops = CpuOps()
     pair = Pair(ops, model_of(ops, torch.float32, sliding_windows=(20, None, 5)))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from octavo.kernels.cpu import build, tasks
 from octavo.kernels.cpu.tasks import Step, Tasks
@@ -69,7 +70,7 @@ class Run:
 
 
 def tasks_of(library: ctypes.CDLL, size: int, monkeypatch) -> Tasks:
-    monkeypatch.setattr(Tasks, "threads", size)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: size)
     return Tasks(library)
 
 

@@ -35,12 +35,15 @@ class CpuPlan(GroupedPlan):
     """`GroupedPlan` with work for the kernels.
 
     Attributes:
+        threads: how many do the work.
         places: where tokens stand and belong; there is nothing to do in it. It stays where it is, as what ``work``
             gives.
     """
 
-    def __init__(self, batch: ForwardBatch, workspace: Workspace) -> None:
+    def __init__(self, batch: ForwardBatch, workspace: Workspace, threads: int) -> None:
+        """``threads``: how many will do the work."""
         super().__init__(batch, workspace)
+        self.threads = threads
         self._positions, self._slots = batch.positions.to(torch.int64), batch.slot_mapping.to(torch.int64)
         self._tables = self._block_tables.to(torch.int64).contiguous()
         self.places = self._work_of(_NOTHING, _NOTHING, NO_WINDOW)
@@ -82,7 +85,7 @@ class CpuPlan(GroupedPlan):
         token, index, end = (x[order] for x in (token, index, end))
         begin = np.zeros_like(end) if window is None else np.maximum(end - window, 0)
         heads = self._num_kv_heads
-        parts = num_parts(len(token) * heads, int((end - begin).max(initial=0)), torch.get_num_threads())
+        parts = num_parts(len(token) * heads, int((end - begin).max(initial=0)), self.threads)
         length = -(-(end - begin) // (parts * LANES)) * LANES
         jobs = np.empty((len(token), heads, parts, 5), dtype=np.int32)
         jobs[..., 0], jobs[..., 1] = token[:, None, None], index[:, None, None]
@@ -95,7 +98,7 @@ class CpuPlan(GroupedPlan):
     def _make_stretches(self, rows: list[Row]) -> np.ndarray:
         """int32 ``[N, 5]``: first token, row, key/value head, the first query's position, how many queries."""
         heads = self._num_kv_heads
-        length = stretch_length(sum(row.num_queries for row in rows) * heads, torch.get_num_threads())
+        length = stretch_length(sum(row.num_queries for row in rows) * heads, self.threads)
         cuts = [
             (row.first_token + i, row.index, head, row.first_query + i, min(length, row.num_queries - i))
             for row in rows

@@ -244,7 +244,7 @@ class CpuOps(ReferenceOps):
         return qkv.view(len(qkv), -1, d)[:, : -2 * kv.keys.shape[1]]
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
-        return CpuPlan(batch, self._workspace)
+        return CpuPlan(batch, self._workspace, 1 if self._tasks is None else self._tasks.threads)
 
     def attention(
         self,
@@ -263,7 +263,7 @@ class CpuOps(ReferenceOps):
         work = own.work(window)
         if work.num_groups:
             # When the step is replayed for longer contexts, there may be more parts than now.
-            jobs = work.num_groups * most_parts(work.num_groups, torch.get_num_threads())
+            jobs = work.num_groups * most_parts(work.num_groups, own.threads)
             size = jobs * (q.shape[1] // kv.keys.shape[1]) * (q.shape[2] + 2)
             partials = self._workspace.take("partials", (size,), q, torch.float32)
             self._native.attention(q, kv, work, scale=scale, soft_cap=soft_cap, partials=partials, out=out)

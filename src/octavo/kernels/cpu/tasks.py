@@ -27,6 +27,7 @@ class Tasks:
     """Runs tasks of the compiled library.
 
     Attributes:
+        threads: how many run each task: as many as the process had when this was made, for memory is made for them.
         listener: hears of each task that is run, if there is one.
     """
 
@@ -34,12 +35,8 @@ class Tasks:
         self._library = library
         self._run = function(library, "octavo_run", (c_void_p, c_void_p, c_int64))
         self._run_one = function(library, "octavo_run_one", (c_void_p, c_void_p, c_void_p))
+        self.threads = torch.get_num_threads()
         self.listener: Listener | None = None
-
-    @property
-    def threads(self) -> int:
-        """How many run each task."""
-        return torch.get_num_threads()
 
     def address(self, name: str) -> int:
         """The task's, to give to ``run``."""

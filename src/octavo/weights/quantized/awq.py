@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which four bits of a word belong to column 0, 1, …"""
-CHUNK = 1 << 22
+CHUNK = 1 << 19
 """Numbers that are unpacked at a time."""
 
 
