@@ -259,8 +259,8 @@ def test_a_failing_model_fails_its_request_alone(
 ) -> None:
     from octavo.models.decoder import DecoderModel
 
-    logits = DecoderModel.logits
-    monkeypatch.setattr(DecoderModel, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
+    logits = DecoderModel.raw_logits
+    monkeypatch.setattr(DecoderModel, "raw_logits", lambda self, hidden: logits(self, hidden) * float("nan"))
     found = answers(model, files, [batch_line("a", prompt="a"), batch_line("b", prompt="a", stream=True)])
     assert (found["a"]["response"]["status_code"], found["b"]["response"]["status_code"]) == (500, 400)
     error = found["a"]["response"]["body"]["error"]

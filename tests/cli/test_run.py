@@ -100,8 +100,8 @@ def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
 def test_a_failing_model_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.models.decoder import DecoderModel
 
-    logits = DecoderModel.logits
-    monkeypatch.setattr(DecoderModel, "logits", lambda self, hidden: logits(self, hidden) * float("nan"))
+    logits = DecoderModel.raw_logits
+    monkeypatch.setattr(DecoderModel, "raw_logits", lambda self, hidden: logits(self, hidden) * float("nan"))
     with pytest.raises(OctavoError, match="the answer failed: the logits have no finite maximum"):
         call(model, "Hi")
 

@@ -352,6 +352,7 @@ def test_ten_thousand_requests_with_disconnects_leave_nothing_behind(path, loop)
 def test_shutdown_drains_and_then_aborts(path, loop):
     async def run() -> None:
         engine = await start(path)
+        await read_all(engine, [3], GREEDY)  # the first step takes longest
         short = asyncio.create_task(read_all(engine, [3], SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)))
         long = asyncio.create_task(read_all(engine, [4], LONG))
         await asyncio.sleep(0.05)

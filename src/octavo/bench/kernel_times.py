@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from octavo.errors import OctavoError
-from octavo.kernels.cpu.native import Native
+from octavo.kernels.cpu.tasks import Step, Tasks
 
 MICROSECOND = 1e-6
 
@@ -58,7 +59,7 @@ def record(work: Callable[[], None], on_gpu: bool, trace: Path | None = None) ->
     """
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     _wait(on_gpu)
-    with _native_kernels_named(), profile(activities=[activity], acc_events=True) as profiler:
+    with _tasks_named(), profile(activities=[activity], acc_events=True) as profiler:
         work()
         _wait(on_gpu)
     recording = summarize(_spans(profiler)) if on_gpu else _operators(profiler)
@@ -105,25 +106,28 @@ def _longest_first(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
 
 
 @contextmanager
-def _native_kernels_named() -> Iterator[None]:
-    """Our C kernels are no operators of torch: for a while the profiler sees them as ``octavo::name``."""
-    methods = {name: value for name, value in vars(Native).items() if callable(value) and not name.startswith("_")}
-    for name, method in methods.items():
-        setattr(Native, name, _named(f"octavo::{name}", method))
+def _tasks_named() -> Iterator[None]:
+    """Our C kernels are no operators of torch: for a while the profiler sees them under their names, and those of a
+    recorded step are run one by one.
+    """
+    run, run_all = Tasks.run, Tasks.run_all
+
+    def run_named(self: Tasks, task: int, call: ctypes.Structure, *tensors: Tensor | None) -> None:
+        with record_function(self.names[task]):
+            run(self, task, call, *tensors)
+
+    def run_each(self: Tasks, steps: ctypes.Array[Step]) -> None:
+        for step in steps:
+            with record_function(self.names[step.task]):
+                run_all(self, (Step * 1)(step))
+
+    setattr(Tasks, "run", run_named)  # noqa: B010 - an assignment to a method is none that a type checker takes
+    setattr(Tasks, "run_all", run_each)  # noqa: B010
     try:
         yield
     finally:
-        for name, method in methods.items():
-            setattr(Native, name, method)
-
-
-def _named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name):
-            return function(*args, **kwargs)
-
-    return call
+        setattr(Tasks, "run", run)  # noqa: B010
+        setattr(Tasks, "run_all", run_all)  # noqa: B010
 
 
 def _write_trace(profiler: Any, trace: Path) -> None:

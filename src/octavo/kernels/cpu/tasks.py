@@ -28,6 +28,7 @@ class Tasks:
 
     Attributes:
         threads: how many run each task: as many as the process had when this was made, for memory is made for them.
+        names: of the tasks, by their addresses.
         listener: hears of each task that is run, if there is one.
     """
 
@@ -36,11 +37,14 @@ class Tasks:
         self._run = function(library, "octavo_run", (c_void_p, c_void_p, c_int64))
         self._run_one = function(library, "octavo_run_one", (c_void_p, c_void_p, c_void_p))
         self.threads = torch.get_num_threads()
+        self.names: dict[int, str] = {}
         self.listener: Listener | None = None
 
     def address(self, name: str) -> int:
         """The task's, to give to ``run``."""
-        return ctypes.cast(self._library[name], c_void_p).value or 0
+        address = ctypes.cast(self._library[name], c_void_p).value or 0
+        self.names[address] = name
+        return address
 
     def run(self, task: int, call: ctypes.Structure, *tensors: Tensor | None) -> None:
         """Run one task. ``tensors``: all that ``call`` points into and that might otherwise be freed."""
