@@ -70,6 +70,11 @@ class _Watch(TorchDispatchMode):
         self._pool = pool
         self.computed: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import its compiler, which takes a second, to keep it away from here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in ("empty", "new_empty"):
@@ -80,8 +85,8 @@ class _Watch(TorchDispatchMode):
         return result
 
     def _empty(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        """What torch would give, from the pool. Of a tensor on no device it learns shape and dtype."""
-        like = func(*args, **{**kwargs, "device": "meta"})
+        """What torch would give, from the pool. Torch's own, which nobody touches, has shape and dtype."""
+        like = func(*args, **kwargs)
         return self._pool.empty(tuple(like.shape), like.dtype)
 
 
