@@ -41,11 +41,7 @@ class Team(Tasks):
 
     def __init__(self, library: ctypes.CDLL, members: int) -> None:
         super().__init__(library)
-        self.members = members
-
-    @property
-    def threads(self) -> int:
-        return self.members
+        self.threads = members
 
 
 @pytest.fixture(scope="session", params=SETS)
