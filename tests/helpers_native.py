@@ -6,6 +6,7 @@ import ctypes
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,20 +25,25 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 
 def native_for(name: str, folder: Path) -> Native:
-    """The kernels for the processor itself ("native"), or as for an older one; skips what cannot be run here."""
-    return Native(Tasks(build.load_library() if name == "native" else _library(name, folder)))
+    """The kernels of `library_for`, but for the products."""
+    files = ("attention.c", "prefill_attention.c", "elementwise.c", "sampling.c", "team.c")
+    return Native(Tasks(library_for(name, folder, files)))
 
 
-def _library(name: str, folder: Path) -> ctypes.CDLL:
-    if platform.machine() != "x86_64" or _NEEDS.get(name, "") not in build._processor():
+def library_for(name: str, folder: Path, files: Sequence[str]) -> ctypes.CDLL:
+    """The library for the processor itself ("native"); or ``files`` of it as for an older one, or for any ("portable").
+    Skips what cannot be run here.
+    """
+    if name == "native":
+        return build.load_library()
+    if name != "portable" and (platform.machine() != "x86_64" or _NEEDS.get(name, "") not in build._processor()):
         pytest.skip("another processor")
     made = folder / f"{name}.so"
-    files = ("attention.c", "prefill_attention.c", "elementwise.c", "sampling.c", "team.c")
+    how = "-DOCTAVO_PORTABLE" if name == "portable" else f"-march={name}"
     flags = [flag for flag in build.FLAGS if flag != "-O3"]  # it would compile for ten seconds, to the same results
-    command = [shutil.which("cc") or "gcc", "-O1", *flags, f"-march={name}", "-shared", "-o", made]
-    if subprocess.run(
-        [*command, *(build.SOURCES / f for f in files), "-lm", "-pthread"], capture_output=True
-    ).returncode:
+    sources = [build.SOURCES / file for file in files]
+    command = [shutil.which("cc") or "gcc", "-O1", *flags, how, "-shared", "-o", made, *sources, "-lm", "-pthread"]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("the compiler does not know these instructions")
     return ctypes.CDLL(str(made))
 

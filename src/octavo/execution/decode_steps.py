@@ -22,12 +22,11 @@ class DecodeSteps:
     def logits(self, batch: ForwardBatch) -> Tensor:
         """Of each row, ``[R, V]`` in the model's dtype; good until the next step."""
         size = len(batch.query_lens), batch.lora is not None
-        if size in self._recordings and (recording := self._recordings[size]) is not None:
-            return recording.replay(batch)
-        if size in self._recordings:
-            return self._compute(batch)
-        logits, self._recordings[size] = self._ops.record(batch, lambda: self._compute(batch))
-        return logits
+        if size not in self._recordings:
+            logits, self._recordings[size] = self._ops.record(batch, lambda: self._compute(batch))
+            return logits
+        recording = self._recordings[size]
+        return self._compute(batch) if recording is None else recording.replay(batch)
 
     def _compute(self, batch: ForwardBatch) -> Tensor:
         return self._model.raw_logits(self._model(batch))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import shutil
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers_native import INSTRUCTION_SETS, library_for
 from octavo.ggml.block_types import BLOCK_TYPES
 from octavo.kernels.cpu import build
 from octavo.kernels.cpu.ops import CpuOps
@@ -25,8 +23,7 @@ from octavo.quantization.pack import quantize
 
 pytestmark = pytest.mark.skipif(build.load_library() is None, reason="no C compiler")
 
-SETS = ("native", "x86-64-v4", "x86-64-v3", "x86-64", "portable")
-NEEDS = {"x86-64-v4": "avx512dq", "x86-64-v3": "fma"}
+SETS = (*INSTRUCTION_SETS, "portable")
 ROWS = (0, 1, 2, 3, 4, 5, 7, 8, 12, 13, 21, 38)
 PLAIN = (torch.bfloat16, torch.float32)
 SOURCES = ("pack.c", "product.c", "multiply_integers.c", "multiply_floats.c", "team.c")
@@ -47,23 +44,8 @@ class Team(Tasks):
 @pytest.fixture(scope="session", params=SETS)
 def products(request, tmp_path_factory) -> Products:
     """The kernels compiled for the processor itself, or as for an older one."""
-    library = _library(request.param, tmp_path_factory.mktemp("native"))
+    library = library_for(request.param, tmp_path_factory.mktemp("native"), SOURCES)
     return Products(library, Team(library, 2 if request.param == "native" else 1))
-
-
-def _library(name: str, folder) -> ctypes.CDLL:
-    if name == "native":
-        return build.load_library()
-    if name != "portable" and (platform.machine() != "x86_64" or NEEDS.get(name, "") not in build._processor()):
-        pytest.skip("another processor")
-    made = folder / f"{name}.so"
-    how = "-DOCTAVO_PORTABLE" if name == "portable" else f"-march={name}"
-    flags = [*(flag for flag in build.FLAGS if flag != "-O3"), "-O1", how]  # sooner compiled
-    sources = [build.SOURCES / file for file in SOURCES]
-    command = [shutil.which("cc") or "gcc", *flags, "-shared", "-o", made, *sources, "-lm", "-pthread"]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("the compiler does not know these instructions")
-    return ctypes.CDLL(str(made))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

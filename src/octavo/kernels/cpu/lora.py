@@ -12,15 +12,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu.native import LANES, fits_rows
+from octavo.kernels.cpu.native import LANES, SUFFIX, fits_rows
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.lora import LoraPlan, LoraStack
 from octavo.kernels.reference.lora import GroupedLora
 
 MANY_TOKENS = 64
 """From here on products by adapter are faster: they read A and B once for many tokens."""
-
-_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class CpuLora(LoraPlan):
@@ -53,7 +51,7 @@ class LoraTasks:
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
-        self._addresses = {dtype: tasks.address(f"octavo_lora_add_{suffix}") for dtype, suffix in _SUFFIX.items()}
+        self._addresses = {dtype: tasks.address(f"octavo_lora_add_{suffix}") for dtype, suffix in SUFFIX.items()}
 
     def add(self, y: Tensor, x: Tensor, stack: LoraStack, plan: CpuLora) -> None:
         """``Ops.lora_add`` in place, of tensors that `fits`."""

@@ -15,7 +15,7 @@ from octavo.kernels.reference.sampling import MAX_VOCAB_SIZE
 
 LANES = 16
 MAX_HEAD_DIM, MAX_SHARE, MAX_PARTS = 256, 32, 64
-_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class AttentionWork(ctypes.Structure):
@@ -106,7 +106,7 @@ class Native:
         self._addresses = {
             (name, dtype): tasks.address(f"octavo_{name}_{suffix}")
             for name in _NAMES
-            for dtype, suffix in _SUFFIX.items()
+            for dtype, suffix in SUFFIX.items()
         }
 
     def _run(self, name: str, dtype: torch.dtype, call: ctypes.Structure, *tensors: Tensor | None) -> None:
@@ -236,7 +236,7 @@ def _attention_call(
 def fits_attention(q: Tensor, kv: KVLayer) -> bool:
     """Whether the kernels of attention can take these queries and this cache."""
     hk, d = kv.keys.shape[1], q.shape[2]
-    same = q.dtype is kv.keys.dtype and q.dtype in _SUFFIX
+    same = q.dtype is kv.keys.dtype and q.dtype in SUFFIX
     dense = q.stride(2) == 1 and q.stride(1) == d and kv.keys.is_contiguous() and kv.values.is_contiguous()
     return same and dense and d % LANES == 0 and d <= MAX_HEAD_DIM and q.shape[1] // hk <= MAX_SHARE
 
@@ -244,12 +244,10 @@ def fits_attention(q: Tensor, kv: KVLayer) -> bool:
 def fits_rows(*tensors: Tensor) -> bool:
     """Whether the row-wise kernels can take these: all contiguous, of one dtype, rows of a multiple of 16."""
     dtype = tensors[0].dtype
-    return dtype in _SUFFIX and all(
-        t.dtype is dtype and t.is_contiguous() and t.shape[-1] % LANES == 0 for t in tensors
-    )
+    return dtype in SUFFIX and all(t.dtype is dtype and t.is_contiguous() and t.shape[-1] % LANES == 0 for t in tensors)
 
 
 def fits_sampling(logits: Tensor, params: Tensor) -> bool:
     """Whether ``Native.sample`` can take these."""
-    rows = logits.dtype in _SUFFIX and logits.dim() == 2 and logits.stride(1) == 1
+    rows = logits.dtype in SUFFIX and logits.dim() == 2 and logits.stride(1) == 1
     return rows and 0 < logits.shape[1] <= MAX_VOCAB_SIZE and params.is_contiguous()
