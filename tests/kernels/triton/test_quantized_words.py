@@ -23,8 +23,12 @@ EPS = 1e-5
 TOLERANCE = {torch.float32: 6e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 """Of the norm of the difference over the norm of the result. x has 20 bits of a unit's largest in float32, 16 else."""
 
-SMALL = [(6, 256, Settings(4, 4, 4, AFTER_WAIT)), (5, 256, Settings(8, 32, 4, AFTER_SUMS))]
-"""The last block in part, several tiles of a row, or a tile that is longer than one."""
+SMALL = [
+    (6, 256, Settings(4, 4, 4, AFTER_WAIT)),
+    (5, 256, Settings(8, 32, 4, AFTER_SUMS)),
+    (14, 256, Settings(2, 8, 4, programs=3)),
+]
+"""The last block in part, several tiles of a row, a tile that is longer than one; programs with two blocks or three."""
 LARGE = [(6144, 4096, None), (4096, 14336, None), (1024, 3072, None), (151936, 1024, None), (1002, 18944, None)]
 SHAPES = pytest.mark.parametrize(
     ("n", "k", "settings"), SMALL + [pytest.param(*s, marks=pytest.mark.gpu) for s in LARGE]
@@ -151,3 +155,17 @@ def test_settings_are_powers_of_two():
             for gated, bits in itertools.product((False, True), (4, 8)):
                 s = choose(n, units, gated=gated, bits=bits)
                 assert all(size & (size - 1) == 0 and size > 0 for size in (s.rows, s.tile, s.warps))
+
+
+def test_programs_loop_where_x_costs_most_and_all_have_enough_to_do():
+    loops = {
+        (14336, 128, True, 4): True,  # the 8B shape's gate, and its long rows
+        (4096, 448, False, 4): True,
+        (6144, 128, False, 4): False,  # one tile of x and no gate
+        (3072, 32, True, 4): False,  # too few blocks
+        (14336, 256, True, 8): False,
+    }
+    for (n, units, gated, bits), looped in loops.items():
+        s = choose(n, units, gated=gated, bits=bits)
+        assert (s.programs is not None) == looped
+        assert not looped or n / s.rows >= 2.5 * s.programs

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.triton import norm, small_matmul, small_matmul_settings
+from octavo.kernels.triton.capability import MULTIPROCESSORS
 from octavo.kernels.triton.ops import TritonOps
 from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT, FIRST
 from octavo.kernels.triton.small_matmul import SmallProducts
 from octavo.kernels.triton.small_matmul_settings import (
     DESCRIPTORS,
-    PROGRAMS,
     RING,
     SHARED_BYTES,
     TABLE,
@@ -115,7 +115,7 @@ def test_the_rule_fills_the_multiprocessors_and_no_more(n, k, tokens, gated):
     s = by_rule(n, k, tokens, gated=gated)
     tiles = triton.cdiv(tokens, s.tokens) * triton.cdiv(n, s.rows)
     assert s.tokens >= tokens  # weights are read once
-    assert s.splits == 1 or tiles * s.splits <= PROGRAMS
+    assert s.splits == 1 or tiles * s.splits <= MULTIPROCESSORS
     assert s.stages * 2 * s.depth * (s.rows * (1 + gated) + s.tokens) <= SHARED_BYTES
     steps = triton.cdiv(k, s.depth)
     assert (s.splits - 1) * triton.cdiv(steps, s.splits) < steps  # the last split has columns, too

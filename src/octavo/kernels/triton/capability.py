@@ -9,6 +9,9 @@ import torch
 HOPPER = 9
 """Its major version: the copy engine and the matrix instructions that some kernels are written for."""
 
+MULTIPROCESSORS = 132
+"""An H100's, for which programs are counted out."""
+
 
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int]:

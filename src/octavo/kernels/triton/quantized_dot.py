@@ -5,18 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from octavo.kernels.triton.quantized_words import fixed_point, integer_dot, unpack_fp8
-
-
-@triton.jit
-def quantize(v: tl.tuple, KIND: tl.constexpr, BYTES: tl.constexpr) -> tl.tuple:
-    """x as `fixed_point` makes it, tile by tile, for integer weights."""
-    tiles = ()
-    if KIND != "fp8":
-        planes: tl.constexpr = 8 if KIND == "int4" else 4
-        for tile in tl.static_range(len(v) // planes):
-            tiles = tiles + (fixed_point(v[tile * planes : (tile + 1) * planes], KIND, BYTES),)  # type: ignore[assignment]  # noqa: RUF005
-    return tiles
+from octavo.kernels.triton.quantized_words import integer_dot, unpack_fp8
 
 
 @triton.jit

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from octavo.kernels.triton.capability import MULTIPROCESSORS
 from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT, FIRST
 
 MAX_TOKENS = 256
 THREADS, DESCRIPTORS, RING = range(3)
 """Who loads tiles: the threads; Hopper's copy engine (TMA); the same, from before x is known (`small_matmul_ring`)."""
-PROGRAMS = 132
-"""An H100's multiprocessors."""
 SHARED_BYTES = 220 << 10
 """Of a multiprocessor: for the stages of its programs."""
 MAX_SPLITS = 8
@@ -158,7 +157,7 @@ def fill(n: int, k: int, tokens: int, gated: bool, tile: Settings, resident: int
     """
     tiles = -(-n // tile.rows) * -(-tokens // tile.tokens)
     steps = -(-k // tile.depth)
-    splits = max(1, min(PROGRAMS * resident // tiles, MAX_SPLITS, steps // 2))
+    splits = max(1, min(MULTIPROCESSORS * resident // tiles, MAX_SPLITS, steps // 2))
     splits = -(-steps // -(-steps // splits))  # as many as have columns
     stage_bytes = 2 * tile.depth * (tile.rows * (1 + gated) + tile.tokens)
     stages = min(SHARED_BYTES // resident // stage_bytes, -(-steps // splits), 8)
