@@ -1,4 +1,4 @@
-"""The composition root: joins core, execution and text, and drives them. The only file that knows all three.
+"""Joins core, execution and text, and drives them. The only file that knows all three; `build_engine` makes one.
 
 One step is: plan and start steps until two are on their way, wait for the older one, apply what it brought, and turn
 the core's events into outputs. So while this thread applies, decodes text and plans, the next step is already running.
@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from octavo.adapters import Adapters
 from octavo.assemble import Assembler
@@ -359,56 +358,3 @@ def _make_scheduler(config: EngineConfig, ledger: Ledger, ahead: bool) -> Schedu
         max_loras=config.lora_places,
         debug=config.debug,
     )
-
-
-def build_engine(
-    config: EngineConfig,
-    progress: bool = True,
-    on_phase: Callable[[str], None] = lambda name: None,
-    *,
-    serving: bool = False,
-) -> Engine:
-    """Find the model, load it, size the cache, and join the rooms. ``on_phase`` gets each part's name when it is done.
-
-    Args:
-        serving: many will ask at any time, so none may hold up the others: steps are short, and what the first form
-            (`StructuredOutputs`) needs is made beside the loading.
-
-    Raises:
-        ModelError: the model cannot be found or loaded. OutOfMemoryError: it, or the cache, does not fit.
-    """
-    from octavo.execution.build import build_runner, choose_device
-    from octavo.weights.open import open_checkpoint
-    from octavo.weights.source import resolve
-
-    config = config.on(choose_device(config.device), serving=serving)
-    path = resolve(config.model, revision=config.revision, progress=progress)
-    checkpoint = open_checkpoint(path, weights=config.load_format != "dummy")
-    on_phase("model_opened")
-    tokenizer = find_tokenizer(config, path, progress)
-    on_phase("tokenizer_loaded")
-    grammars = Grammars(tokenizer, checkpoint.config.vocab_size)
-    if serving:
-        grammars.warm_up()
-    try:
-        runner, ledger = build_runner(config, checkpoint, progress, on_phase)
-    except BaseException:
-        grammars.stop()
-        raise
-    engine = Engine(config, checkpoint.config, runner, ledger, tokenizer, checkpoint.generation.as_dict(), grammars)
-    # What there is now (modules, code, the model) stays: the garbage collector, which would look at all of it every few
-    # hundred steps for some milliseconds, need not see it until `shutdown`.
-    gc.collect()
-    gc.freeze()
-    on_phase("ready")
-    return engine
-
-
-def find_tokenizer(config: EngineConfig, path: Path, progress: bool) -> Tokenizer | None:
-    """The tokenizer that was asked for, or the model's own, or None if it has none."""
-    from octavo.text.tokenizer import has_tokenizer, load_tokenizer
-    from octavo.weights.source import resolve
-
-    if config.tokenizer is not None:
-        return load_tokenizer(resolve(config.tokenizer, revision=config.revision, progress=progress))
-    return load_tokenizer(path) if has_tokenizer(path) else None

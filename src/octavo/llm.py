@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from octavo.build_engine import build_engine
 from octavo.config import EngineConfig
 from octavo.cursor import Cursor
-from octavo.engine import Engine, build_engine
+from octavo.engine import Engine
 from octavo.errors import RequestError
 from octavo.intake import Prompt, check_params
 from octavo.lora import LoRARequest, Loras, lora_for_each

@@ -17,9 +17,9 @@ from helpers_grammar import ENGINE, make_model
 from helpers_lora import make_adapter
 from helpers_models import make_tiny
 from octavo import LLM, SamplingParams
+from octavo.build_engine import build_engine
 from octavo.client.wire import Abort, Answer, Call, Generate, Hello, Limits, News, Refused, Stop, ToEngine, encode
 from octavo.config import BATCHED_TOKENS, SERVED_TOKENS, EngineConfig
-from octavo.engine import build_engine
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.loop import MAX_FAILURES, EngineFailedError, EngineLoop, is_device_lost

@@ -39,8 +39,8 @@ def _start(arguments: dict[str, Any], send: Send) -> None:
     from importlib import import_module
 
     from octavo.bench.environment import describe_environment
+    from octavo.build_engine import build_engine
     from octavo.config import EngineConfig
-    from octavo.engine import build_engine
 
     import_module("octavo.execution.build")  # `build_engine` would import it
     send({"phase": "imports"})

@@ -27,8 +27,8 @@ def check(model: str, quick: bool, layers: bool, as_json: bool, **options: Any) 
     from octavo.config import EngineConfig
 
     config = EngineConfig.from_kwargs(model, **split_engine_options(options))
+    from octavo.build_engine import find_tokenizer
     from octavo.check.check import check_model
-    from octavo.engine import find_tokenizer
     from octavo.weights.open import open_checkpoint
     from octavo.weights.source import resolve
 

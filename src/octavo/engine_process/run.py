@@ -10,10 +10,11 @@ from dataclasses import replace
 import torch
 import zmq
 
+from octavo.build_engine import build_engine
 from octavo.client.verbs import EngineInfo
 from octavo.client.wire import Limits, Loading, Ready, Start
 from octavo.config import EngineConfig
-from octavo.engine import Engine, build_engine
+from octavo.engine import Engine
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Inbox
 from octavo.engine_process.loop import EngineLoop
