@@ -38,6 +38,8 @@ def draw_decode(runs: list[Run], target: Path) -> None:
     cases = compared(runs)
     parts = [{c: rates for c, rates in cases.items() if c.measure == measure} for measure in ("decode", "prefill")]
     shown = [part for part in parts if part]
+    if not shown:
+        raise SystemExit("cpu_decode.json has no case that two engines have run undisturbed")
     widths = [max(len(part), 1.5) for part in shown]
     figure, panels = plt.subplots(1, len(shown), figsize=(9, 3.6), squeeze=False, width_ratios=widths)
     for axes, part in zip(panels[0], shown, strict=True):
