@@ -4,9 +4,12 @@
         --llama-tools DIR --openvino-python ov/bin/python --json benchmarks/results/cpu_chat.json
 
 Prompts have 20 to 800 tokens, most of them few (the logarithm is even), answers 16 to 256, and arrivals are Poisson's,
-all from one seed, so that every server gets the same requests at the same times. The load is ``octavo bench serve`` in
-a process of its own, on the same cores. Each server starts afresh in each round and gets one request to warm up. Tokens
-a second are those of the answers, from the first request's sending to the last one's end.
+all from one seed, so that every server gets the same requests at the same times, greedy, streamed, and to be answered
+in full length whatever the model would say. Each server may work at ``--at-once`` of them together, and keeps what
+prompts begin with in common. The load is ``octavo bench serve`` in a process of its own, on the same cores. Each server
+starts afresh in each round and gets one other request to warm up. Tokens a second are those of the answers, from the
+first request's sending to the last one's end. ``others`` is the share of the processors that neither server nor load
+took.
 """
 
 from __future__ import annotations
@@ -16,32 +19,26 @@ import json
 import math
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from decode import add_peer_options, add_run
 from machine import describe_machine
-from sides import HERE, Side
-from worker_llama import HUGE_PAGES
+from servers import running_server, seconds_of, shown_command
+from sides import Side, busy_seconds
 
 PROMPT, ANSWER = (20, 800), (16, 256)
-CONTEXT = 1152
-"""Tokens that one of llama.cpp's slots has: the longest prompt with its template, and the longest answer."""
-PATIENCE = 120
-"""Seconds that a server has to start in."""
 
 
-def write_trace(path: Path, model: str, count: int, rate: float, seed: int) -> None:
-    """A line for each request, as ``octavo bench serve --trace`` reads them."""
+def write_trace(path: Path, model: str, count: int, rate: float, seed: int) -> int:
+    """A line for each request, as ``octavo bench serve --trace`` reads them. Gives the tokens of all answers."""
     from octavo.bench.serve.arrivals import Arrivals
     from octavo.bench.serve.prompts import NO_PREFIX, exact_words
     from octavo.text.tokenizer import load_tokenizer
@@ -52,79 +49,35 @@ def write_trace(path: Path, model: str, count: int, rate: float, seed: int) -> N
     lengths = [round(math.exp(rng.uniform(low, high))) for _ in range(count)]
     prompts = exact_words(load_tokenizer(resolve(model))).make(rng, lengths, NO_PREFIX)
     times = Arrivals(rate).times(rng, count)
+    answers = [rng.randint(*ANSWER) for _ in range(count)]
     lines = [
-        {"timestamp": 1000 * at, "prompt": prompt, "output_length": rng.randint(*ANSWER)}
-        for at, prompt in zip(times, prompts, strict=True)
+        {"timestamp": 1000 * at, "prompt": prompt, "output_length": tokens}
+        for at, prompt, tokens in zip(times, prompts, answers, strict=True)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return sum(answers)
 
 
-def server_command(side: Side, port: int, args: argparse.Namespace) -> list[str]:
-    """Options of a side are the server's own: ``octavo:…,quantize=int8``, ``llama:…,np=16``."""
-    if side.engine == "octavo":
-        words = [w for name, value in side.options.items() for w in (f"--{name}", str(value))]
-        return [sys.executable, "-m", "octavo", "serve", side.model, "--port", str(port), *words]
-    if side.engine == "openvino":
-        options = json.dumps(dict(side.options))
-        return [args.openvino_python, str(HERE / "openvino_server.py"), side.model, str(port), options]
-    if side.engine == "llama":
-        slots, threads = side.options.get("np", 16), len(os.sched_getaffinity(0))
-        sizes = {"-np": slots, "-c": slots * CONTEXT, "-t": threads, "-tb": threads, "-lm": "none", "--port": port}
-        return [f"{args.llama_tools}/llama-server", "-m", side.model, *(str(w) for pair in sizes.items() for w in pair)]
-    raise SystemExit(f"{side.engine} has no server here; accepted: octavo, llama, openvino")
-
-
-@contextmanager
-def running_server(side: Side, args: argparse.Namespace) -> Iterator[str]:
-    """The address of a server that answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, **(HUGE_PAGES if side.engine == "llama" else {})}
-    command = server_command(side, port, args)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=environment, **quiet)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(f"{url}/v1/models", process, command)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], command: list[str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"no server: {' '.join(command)}")
-
-
-def load(url: str, trace: Path, count: int) -> dict[str, Any]:
-    """The report of ``octavo bench serve``."""
+def load(url: str, server: psutil.Process, trace: Path, count: int) -> dict[str, Any]:
+    """The report of ``octavo bench serve``, and ``others``."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        fields = {"--api": "chat", "--trace": trace, "--num-prompts": count, "--extra-body": '{"temperature": 0}'}
-        words = [str(w) for pair in fields.items() for w in pair]
-        command = [sys.executable, "-m", "octavo", "bench", "serve", url, *words, "--json", str(report)]
+        fields = {"--api": "chat", "--trace": trace, "--num-prompts": count, "--warmup": 0, "--json": report}
+        words = [str(w) for pair in fields.items() for w in pair] + ["--extra-body", '{"temperature": 0}']
+        before, start = busy_seconds() - seconds_of(server), time.monotonic()
+        command = [sys.executable, "-m", "octavo", "bench", "serve", url, *words]
+        client = os.times().children_user + os.times().children_system
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = os.times().children_user + os.times().children_system - client
+        busy, seconds = busy_seconds() - seconds_of(server) - before - client, time.monotonic() - start
         found: dict[str, Any] = json.loads(report.read_text())
-    return found
+    return {**found, "others": round(max(busy / (seconds * (os.cpu_count() or 1)), 0.0), 3)}
 
 
 def figures(side: Side, report: dict[str, Any]) -> dict[str, Any]:
     results = report["results"]
     return {
         "side": side.name,
-        "completed": results["completed"],
-        "errors": results["errors"],
         "prompt tokens": results["prompt_tokens"],
         "answer tokens": results["output_tokens"],
         "tokens/s": round(results["output_tokens_per_second"], 1),
@@ -132,18 +85,28 @@ def figures(side: Side, report: dict[str, Any]) -> dict[str, Any]:
         "first token p95, s": round(results["time_to_first_token"]["p95"], 3),
         "gap p95, s": round(results["inter_token"]["p95"], 4),
         "busy client": round(results["busy"], 3),
+        "others": report["others"],
     }
 
 
 def run_rounds(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The figures of each side in each round, in turn."""
+    """The figures of each side in each round, in turn.
+
+    Raises:
+        RuntimeError: a server has not answered all requests in full length.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "requests.jsonl")
-        write_trace(trace, args.tokenizer, args.requests, args.rate, args.seed)
+        tokens = write_trace(trace, args.tokenizer, args.requests, args.rate, args.seed)
         for side in args.sides * args.rounds:
-            with running_server(side, args) as url:
-                found = figures(side, load(url, trace, args.requests))
+            with running_server(side, args) as (url, server):
+                report = load(url, server, trace, args.requests)
+            found = figures(side, report)
             print(f"  {found}", file=sys.stderr, flush=True)
+            if found["answer tokens"] != tokens:
+                raise RuntimeError(
+                    f"{side.name} gave not all of {tokens} tokens; errors: {report['results']['errors']}"
+                )
             yield found
 
 
@@ -160,6 +123,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="smollm2-135m", help="that all the models have")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
+    parser.add_argument("--at-once", type=int, default=64, help="requests that a server may work at together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -168,8 +132,9 @@ def main() -> None:
     rounds = list(run_rounds(args))
     show(rounds)
     if args.json:
-        work = {"requests": args.requests, "rate": args.rate, "prompt": PROMPT, "answer": ANSWER, "seed": args.seed}
-        commands = {side.name: " ".join(map(str, server_command(side, 8000, args))) for side in args.sides}
+        sizes = {"prompt": PROMPT, "answer": ANSWER, "seed": args.seed}
+        work = {"requests": args.requests, "rate": args.rate, "at once": args.at_once, **sizes}
+        commands = {side.name: shown_command(side, args) for side in args.sides}
         add_run(args.json, {**describe_machine(), "servers": commands, "work": work, "rounds": rounds})
 
 

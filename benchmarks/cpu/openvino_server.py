@@ -1,6 +1,6 @@
 """As little of OpenAI's chat API as a load needs, before OpenVINO GenAI's continuous-batching pipeline, which has none.
 
-    openvino_server.py MODEL.gguf PORT [OPTIONS AS JSON]
+    openvino_server.py MODEL.gguf PORT [OPTIONS AS JSON: {"scheduler": {"max_num_seqs": 64}, …}]
 
 A thread steps the pipeline; a request's tokens go to the event loop once a step. To cost next to nothing, each token's
 text is made once and remembered: characters of several tokens are no concern of a load.
@@ -15,7 +15,7 @@ import json
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import openvino_genai as genai
@@ -29,8 +29,8 @@ Deliver = Callable[[list[int] | None], None]
 class Engine:
     """The pipeline and the thread that steps it."""
 
-    def __init__(self, model: str, **options: Any) -> None:
-        self._pipe = pipeline(model, **options)
+    def __init__(self, model: str, scheduler: Mapping[str, Any], **properties: Any) -> None:
+        self._pipe = pipeline(model, scheduler, **properties)
         self._tokenizer = self._pipe.get_tokenizer()
         self.piece = functools.cache(lambda token: self._tokenizer.decode([token]))
         self._waiting: queue.SimpleQueue[tuple[Any, Any, Deliver]] = queue.SimpleQueue()
@@ -103,5 +103,5 @@ def _post(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Any], came: list[
 
 
 if __name__ == "__main__":
-    options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    options = {"scheduler": {}, **(json.loads(sys.argv[3]) if len(sys.argv) > 3 else {})}
     web.run_app(create_app(Engine(sys.argv[1], **options)), host="127.0.0.1", port=int(sys.argv[2]), print=None)

@@ -82,11 +82,11 @@ class Worker:
     def run(self, work: Mapping[str, int]) -> dict[str, Any]:
         """One round: tokens a second, and ``others``: the share of the processors' time that other processes took."""
         assert self._process.stdin is not None
-        before, start = _busy_seconds(), time.monotonic()
+        before, start = busy_seconds(), time.monotonic()
         self._process.stdin.write(json.dumps(work) + "\n")
         self._process.stdin.flush()
         found = self._answer()
-        busy, seconds = _busy_seconds() - before, time.monotonic() - start
+        busy, seconds = busy_seconds() - before, time.monotonic() - start
         others = (busy - found.pop("processor_seconds")) / (seconds * (os.cpu_count() or 1))
         return {**found, "others": round(max(others, 0.0), 3)}
 
@@ -100,7 +100,7 @@ class Worker:
         return found
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """Of all processors, whoever used them."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,14 @@ import openvino
 import openvino_genai as genai
 from worker_loop import Times, Work, serve
 
+SCHEDULER = {"cache_size": 2, "max_num_seqs": 256, "max_num_batched_tokens": 2048, "enable_prefix_caching": False}
 
-def pipeline(model: str, cache_gigabytes: int = 2, **properties: Any) -> Any:
+
+def pipeline(model: str, scheduler: Mapping[str, Any], **properties: Any) -> Any:
+    """``scheduler``: fields of its `SchedulerConfig`, over those of `SCHEDULER`. The cache's size is in GB."""
     config = genai.SchedulerConfig()
-    config.cache_size = cache_gigabytes
-    config.max_num_seqs = 256
-    config.max_num_batched_tokens = 2048
-    config.enable_prefix_caching = False
+    for name, value in {**SCHEDULER, **scheduler}.items():
+        setattr(config, name, value)
     return genai.ContinuousBatchingPipeline(model, config, "CPU", properties)
 
 
@@ -28,7 +29,7 @@ def greedy(tokens: int) -> Any:
 
 
 def start(model: str, vocab_size: int = 49152, **properties: Any) -> tuple[Callable[[Work], Times], dict[str, Any]]:
-    pipe = pipeline(model, **properties)
+    pipe = pipeline(model, {}, **properties)
 
     def run(work: Work) -> Times:
         prompts = [openvino.Tensor(np.array([ids], dtype=np.int64)) for ids in work.prompts(vocab_size)]

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.bench.environment import describe_machine
 from octavo.ggml.block_types import BLOCK_TYPES
 from octavo.kernels.cpu.arena import Arena
 from octavo.kernels.cpu.ops import CpuOps
@@ -144,7 +145,9 @@ def main() -> None:
             each for shape in args.shapes for rows in args.rows for each in measure(ops, shape, args.forms, rows)
         ]
     if args.json:
-        args.json.write_text(json.dumps({"threads": torch.get_num_threads(), "results": results}, indent=1))
+        runs = json.loads(args.json.read_text())["runs"] if args.json.exists() else []
+        run = {**describe_machine(), "threads": torch.get_num_threads(), "results": results}
+        args.json.write_text(json.dumps({"runs": [*runs, run]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
