@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from helpers_engine import Workload, run_together, tiny_llm
 from helpers_lora import make_adapter
@@ -61,3 +62,17 @@ def test_steps_with_adapters(even, tmp_path, monkeypatch):
     assert any(recording is not None for (_, adapted), recording in recordings.items() if adapted)
     monkeypatch.setattr(CpuOps, "record", Ops.record)
     assert run()[0] == recorded
+
+
+def test_nan_left_in_a_block_harms_no_later_request(path):
+    """Though nobody clears a block that is used again: the kernels mind nothing beyond a context."""
+    with tiny_llm(path, enable_prefix_caching=False, max_model_len=64, kv_cache_memory=1 << 17) as llm:
+        runner = llm.engine._executor._runner
+        assert not runner._clears_blocks
+        with torch.inference_mode():
+            runner.model.model.embed_tokens.weight[100] = torch.nan
+        bad = llm.generate([[100] * 17] * llm.engine.ledger.num_blocks, SamplingParams(max_tokens=1), use_tqdm=False)
+        assert {output.outputs[0].finish_reason for output in bad} == {"error"}
+        params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+        good = llm.generate([[5, 6, 7]] * 3, params, use_tqdm=False)
+        assert {output.outputs[0].finish_reason for output in good} == {"length"}

@@ -74,6 +74,7 @@ class DeviceRunner:
         self._ops, self._sampler, self._graphs = ops, sampler, graphs
         self._staging = Staging(state.device)
         self._entered: dict[int, NewRow] = {}
+        self._clears_blocks = not ops.reads_contexts_only(kv_cache, model.config.num_heads, model.dtype)
 
     @torch.inference_mode()
     def warm_up(self, *, rehearsed: bool = False) -> None:
@@ -107,7 +108,7 @@ class DeviceRunner:
         rows = Rows.of(plan.rows)
         self.state.note_given_tokens(rows)
         self.state.send(self._staging)
-        if not self._ops.reads_contexts_only:
+        if self._clears_blocks:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         graph = self._graph(plan, rows)
         if graph is None:

@@ -43,6 +43,7 @@ class Runner:
         self._sampler = sampler
         self._decode = DecodeSteps(model, ops)
         self._entered: dict[int, NewRow] = {}
+        self._clears_blocks = not ops.reads_contexts_only(kv_cache, model.config.num_heads, model.dtype)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, masks: Callable[[], TokenMasks]) -> StepResult:
@@ -56,7 +57,7 @@ class Runner:
         for row in plan.entering:
             self._entered[row.slot] = row
             self._sampler.enter(row)
-        if not self._ops.reads_contexts_only:
+        if self._clears_blocks:
             clear_unfilled(self.kv_cache, plan.rows, self.state.block_size)
         batch = self.state.forward_batch(plan.rows, self.kv_cache)
         batch.attention = self._ops.plan_attention(batch)

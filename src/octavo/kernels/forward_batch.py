@@ -34,7 +34,7 @@ class KVLayer(NamedTuple):
     A block is head-major, so that the keys of one head are gathered in one piece. Both are contiguous and
     begin as zeros: kernels read whole blocks and mask what is not part of the context, and a mask cannot hide
     a NaN. So a block is also zeroed before it goes to another request, where that does not fill it at once, unless the
-    kernels never read beyond a context (``Ops.reads_contexts_only``).
+    kernels mind nothing beyond a context (``Ops.reads_contexts_only``).
     """
 
     keys: torch.Tensor

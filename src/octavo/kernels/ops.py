@@ -8,7 +8,7 @@ at least float32.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,11 +27,15 @@ class Ops(ABC):
 
     Attributes:
         graph_safe: a step of them can be recorded in a CUDA graph: none waits for the device.
-        reads_contexts_only: ``attention`` reads no key or value beyond a row's context; a NaN there is harmless.
     """
 
     graph_safe = False
-    reads_contexts_only = False
+
+    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+        """Whether ``attention`` over such a cache, of queries of so many heads in ``dtype``, minds no key or value
+        beyond a row's context: a NaN there is harmless.
+        """
+        return False
 
     def compile_only(self, device: torch.device) -> AbstractContextManager[object]:
         """While this is entered, kernels that are compiled when they are first used are not run but only compiled, side

@@ -233,12 +233,12 @@ def _attention_call(
     )
 
 
-def fits_attention(q: Tensor, kv: KVLayer) -> bool:
-    """Whether the kernels of attention can take these queries and this cache."""
-    hk, d = kv.keys.shape[1], q.shape[2]
-    same = q.dtype is kv.keys.dtype and q.dtype in SUFFIX
-    dense = q.stride(2) == 1 and q.stride(1) == d and kv.keys.is_contiguous() and kv.values.is_contiguous()
-    return same and dense and d % LANES == 0 and d <= MAX_HEAD_DIM and q.shape[1] // hk <= MAX_SHARE
+def fits_attention(kv: KVLayer, num_heads: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels of attention can take this cache, and queries of so many heads in ``dtype``."""
+    _, hk, _, d = kv.keys.shape
+    same = dtype is kv.keys.dtype and dtype in SUFFIX
+    dense = kv.keys.is_contiguous() and kv.values.is_contiguous()
+    return same and dense and d % LANES == 0 and d <= MAX_HEAD_DIM and num_heads // hk <= MAX_SHARE
 
 
 def fits_rows(*tensors: Tensor) -> bool:

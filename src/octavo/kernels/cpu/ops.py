@@ -11,7 +11,7 @@ out once for oneDNN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,9 @@ class CpuOps(ReferenceOps):
         self._products = None if library is None or tasks is None else Products(library, tasks)
         self._packs = packs_weights()
         self._pool = Pool()
+
+    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+        return self._native is not None and all(fits_attention(kv, num_heads, dtype) for kv in kv_cache)
 
     def record(self, batch: ForwardBatch, compute: Callable[[], Tensor]) -> tuple[Tensor, Recording | None]:
         if self._tasks is None:
@@ -137,9 +140,8 @@ class CpuOps(ReferenceOps):
         weight: Operand,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if not isinstance(weight, Panels) or not fits_norm(x, residual, norm_weight, weight, bias):
-            return super().add_norm_linear(x, residual, norm_weight, eps, weight, bias)
-        return self._after_norm(x, residual, norm_weight, eps, weight, bias, gated=False)
+        found = self._after_norm(x, residual, norm_weight, eps, weight, bias, gated=False)
+        return super().add_norm_linear(x, residual, norm_weight, eps, weight, bias) if found is None else found
 
     def add_norm_gate_up(
         self,
@@ -150,10 +152,8 @@ class CpuOps(ReferenceOps):
         weight: Operand,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        fits = isinstance(weight, Panels) and fits_norm(x, residual, norm_weight, weight, bias)
-        if not isinstance(weight, Panels) or not fits or not fits_gate(weight):
-            return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias)
-        return self._after_norm(x, residual, norm_weight, eps, weight, bias, gated=True)
+        found = self._after_norm(x, residual, norm_weight, eps, weight, bias, gated=True)
+        return super().add_norm_gate_up(x, residual, norm_weight, eps, weight, bias) if found is None else found
 
     def _after_norm(
         self,
@@ -161,11 +161,16 @@ class CpuOps(ReferenceOps):
         residual: Tensor | None,
         norm_weight: Tensor,
         eps: float,
-        weight: Panels,
+        weight: Operand,
         bias: Tensor | None,
         *,
         gated: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | None:
+        """None: the kernel cannot take it."""
+        if not isinstance(weight, Panels) or not fits_norm(x, residual, norm_weight, weight, bias):
+            return None
+        if gated and not fits_gate(weight):
+            return None
         assert self._products is not None  # which made the panels
         total = x.new_empty(x.shape, dtype=torch.float32)
         norm = Normalization(norm_weight, residual, total, eps)
@@ -257,8 +262,10 @@ class CpuOps(ReferenceOps):
         soft_cap: float | None = None,
     ) -> Tensor:
         own = own_plan(plan, CpuPlan)
-        if self._native is None or not fits_attention(q, kv):
+        if self._native is None or not fits_attention(kv, q.shape[1], q.dtype):
             return super().attention(q, kv, own, scale=scale, window=window, soft_cap=soft_cap)
+        if q.stride()[1:] != (q.shape[2], 1):
+            q = q.contiguous()
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         work = own.work(window)
         if work.num_groups:

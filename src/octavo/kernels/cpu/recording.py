@@ -112,8 +112,7 @@ class TaskRecording:
         self._calls = [note.call for note in notes]
         self._held = [tensor for note in notes for tensor in note.held]
         self._steps = (Step * len(notes))(*(Step(note.task, ctypes.addressof(note.call)) for note in notes))
-        self._shape, self._stride, self._dtype = result.shape, result.stride(), result.dtype
-        self._address = result.data_ptr()
+        self._result = _unowned(result)
 
     def replay(self, batch: ForwardBatch) -> Tensor:
         """See `octavo.kernels.recording.Recording`."""
@@ -123,12 +122,14 @@ class TaskRecording:
         if self._lora is not None and batch.lora is not None:
             own_lora(self._lora, CpuLora).follow(own_lora(batch.lora, CpuLora))
         self._tasks.run_all(self._steps)
-        return self._result()
+        return self._result
 
-    def _result(self) -> Tensor:
-        count = 1 + sum((n - 1) * stride for n, stride in zip(self._shape, self._stride, strict=True))
-        memory = (ctypes.c_uint8 * (count * self._dtype.itemsize)).from_address(self._address)
-        return torch.frombuffer(memory, dtype=self._dtype).as_strided(self._shape, self._stride)
+
+def _unowned(tensor: Tensor) -> Tensor:
+    """The same numbers in the same place, without keeping the place from being given to others."""
+    count = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = (ctypes.c_uint8 * (count * tensor.itemsize)).from_address(tensor.data_ptr())
+    return torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
 
 class Note(NamedTuple):

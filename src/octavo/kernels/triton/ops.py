@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -46,13 +47,15 @@ class TritonOps(ReferenceOps):
     """`Ops` in Triton kernels and cuBLAS products, for an NVIDIA GPU. One object serves one thread."""
 
     graph_safe = True
-    reads_contexts_only = True
 
     def __init__(self) -> None:
         super().__init__()
         # Made with the first plan, which knows the device.
         self._attention: PagedAttention | None = None
         self._products: SmallProducts | None = None
+
+    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+        return True
 
     def compile_only(self, device: torch.device) -> AbstractContextManager[object]:
         return compiling.compile_only(device) if device.type == "cuda" else nullcontext()

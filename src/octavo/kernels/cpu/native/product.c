@@ -5,6 +5,10 @@
    core's nearest cache, is multiplied with one tile of rows after the other, so each byte of the weight comes from
    memory once; or once for each few hundred rows, whose words stay in the second cache.
 
+   If all rows are one tile, only memory's speed counts, and what the processor fetches ahead by itself. To go back and
+   forth between a panel and its counterpart may throw it off: by half, in one process of two, as its code happens to be
+   placed. So a gated product has a run of panels first, then the run of their counterparts.
+
    What stands before and behind a product in a model may be part of it: x + residual, normalized, before; a gate
    behind. That saves two barriers, and writing and reading what is between. */
 #include "multiply.h"
@@ -13,6 +17,7 @@
 
 #define OWN_NUMBERS 8192        /* of x, up to which every member makes all words */
 #define CACHED_BYTES (256 << 10) /* of words, which a core keeps while it goes through its panels */
+#define RUN 16                  /* panels, with one tile of rows */
 
 typedef struct {
   const Form *form;
@@ -38,6 +43,8 @@ typedef struct {
   int64_t rows;          /* of words */
   int64_t row_bytes, words_bytes, numbers_bytes;
 } Shape;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t aligned(int64_t bytes) { return (bytes + 63) & ~(int64_t)63; }
 
@@ -135,21 +142,30 @@ static const uint8_t *all_words(const ProductCall *c, const Shape *s, const Memb
   return words;
 }
 
-/* One panel, or if gated that and its counterpart, with rows from..to-1 of the words. */
-static void run_panel(const ProductCall *c, const Shape *s, const Sized *kernels, const uint8_t *words, int64_t from,
-                      int64_t to, int64_t panel) {
-  float y[MOST_ROWS * LANES] __attribute__((aligned(64))), up[MOST_ROWS * LANES] __attribute__((aligned(64)));
+/* A tile of rows times consecutive panels. */
+INLINE void run_tile(const Form *f, Kernel *run, const uint8_t *panels, int64_t count, const uint8_t *words,
+                     float (*y)[MOST_ROWS * LANES]) {
+  int64_t size = panel_bytes(f);
+  for (int64_t i = 0; i < count; i++) run(f, panels + i * size, words, y[i]);
+}
+
+/* `count` panels from `panel` on, or if gated these and their counterparts, with rows from..to-1 of the words. */
+static void run_panels(const ProductCall *c, const Shape *s, const Sized *kernels, const uint8_t *words, int64_t from,
+                       int64_t to, int64_t panel, int64_t count) {
+  float y[RUN][MOST_ROWS * LANES] __attribute__((aligned(64))), up[RUN][MOST_ROWS * LANES] __attribute__((aligned(64)));
   const Form *f = c->form;
-  int64_t size = panel_bytes(f), half = f->outputs / 2;
+  const uint8_t *panels = c->panels + panel * panel_bytes(f), *others = panels + num_panels(f) / 2 * panel_bytes(f);
   Output out = {c->out, c->bias, c->out_stride, c->bf16, s->parts};
   for (int64_t first = from; first < to; first += MOST_ROWS) {
-    int64_t left = to - first, rows = left < MOST_ROWS ? left : MOST_ROWS;
+    int64_t rows = smaller(to - first, MOST_ROWS);
     const Sized *kernel = kernels;
     while (kernel->rows < rows) kernel++;
     const uint8_t *x = words + first * s->row_bytes;
-    kernel->run(f, c->panels + panel * size, x, y);
-    if (c->gated) kernel->run(f, c->panels + (panel + half / LANES) * size, x, up);
-    write_out(y, c->gated ? up : NULL, first / s->parts, rows / s->parts, panel * LANES, f->outputs, &out);
+    run_tile(f, kernel->run, panels, count, x, y);
+    if (c->gated) run_tile(f, kernel->run, others, count, x, up);
+    for (int64_t i = 0; i < count; i++)
+      write_out(y[i], c->gated ? up[i] : NULL, first / s->parts, rows / s->parts, (panel + i) * LANES, f->outputs,
+                &out);
   }
 }
 
@@ -159,11 +175,10 @@ void octavo_product(const ProductCall *c, const Member *me) {
   Shape s = shape_of(f, c->rows, c->bf16, c->parts);
   const Sized *kernels = kernels_of(f, s.words);
   const uint8_t *words = all_words(c, &s, me);
-  int64_t panels = num_panels(f) / (c->gated ? 2 : 1), first, last;
+  int64_t panels = num_panels(f) / (c->gated ? 2 : 1), run = s.rows <= MOST_ROWS ? RUN : 1, first, last;
   int64_t block = CACHED_BYTES / s.row_bytes / MOST_ROWS * MOST_ROWS + MOST_ROWS;
   team_part(me, panels, &first, &last);
-  for (int64_t from = 0; from < s.rows; from += block) {
-    int64_t to = s.rows - from < block ? s.rows : from + block;
-    for (int64_t panel = first; panel < last; panel++) run_panel(c, &s, kernels, words, from, to, panel);
-  }
+  for (int64_t from = 0; from < s.rows; from += block)
+    for (int64_t panel = first; panel < last; panel += run)
+      run_panels(c, &s, kernels, words, from, smaller(from + block, s.rows), panel, smaller(run, last - panel));
 }
