@@ -45,6 +45,14 @@ def test_argument(tiny, monkeypatch):
         assert llm.generate([tokens], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
 
 
+@pytest.mark.parametrize(("quantization", "lines"), [("w8a8", 1), ("int8", 0)])
+def test_w8a8_says_what_it_costs(tiny, quantization, lines, caplog):
+    LLM(tiny, quantization=quantization, **OPTIONS).shutdown()
+    said = [record.getMessage() for record in caplog.records if "greedy tokens" in record.getMessage()]
+    assert len(said) == lines
+    assert all("'w8a8' rounds activations to 8 bits" in line and "90%" in line for line in said)
+
+
 def test_dummy_weights(tiny):
     with LLM(tiny, quantization="fp8-block", load_format="dummy", **OPTIONS) as llm:
         assert len(llm.generate([[5, 6, 7]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 12
@@ -53,9 +61,9 @@ def test_dummy_weights(tiny):
 def test_what_does_not_fit_is_said_once(tiny):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        LLM(tiny, quantization="int4", **OPTIONS).shutdown()
+        LLM(tiny, quantization="int4-g32", **OPTIONS).shutdown()
     assert [str(w.message) for w in caught if "int4" in str(w.message)] == [
-        "int4 does not fit matrices with 84 inputs: 3 stay as they are (model.layers.0.mlp.down_proj, …)"
+        "int4-g32 does not fit matrices with 84 inputs: 3 stay as they are (model.layers.0.mlp.down_proj, …)"
     ]
 
 

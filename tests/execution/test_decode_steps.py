@@ -33,9 +33,9 @@ def texts(outputs) -> list:
     return [output and [(c.token_ids, c.logprobs) for c in output.outputs] for output in outputs]
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_workloads(path, seed, monkeypatch):
-    options = {"quantization": "int8", "max_num_seqs": 8}
+@pytest.mark.parametrize(("seed", "quantization"), [*((seed, "int8") for seed in range(6)), (6, "int4")])
+def test_random_workloads(path, seed, quantization, monkeypatch):
+    options = {"quantization": quantization, "max_num_seqs": 8}
     jobs = Workload(seed).jobs
     llm = tiny_llm(path, **options)
     recorded = texts(run_together(llm, jobs))

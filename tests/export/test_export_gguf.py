@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import helpers_models
-from helpers_export import IDS, export, logits, make_blocky, weights
+from helpers_export import IDS, export, logits, make_blocky, matrices, weights
 from helpers_gguf import write_llama
 from helpers_models import PagedDriver, make_tiny
 from helpers_text import CORPUS, save_bpe, save_spm
@@ -104,15 +104,24 @@ def test_quantized_blocks_are_the_gguf_packages(quantize: str, kind: str, tmp_pa
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     before = weights(path)
-    down = before["model.layers.1.mlp.down_proj.weight"].numpy()
-    stored = tensors["blk.1.ffn_down.weight"]
+    up = before["model.layers.1.mlp.up_proj.weight"].numpy()
+    stored = tensors["blk.1.ffn_up.weight"]
     assert stored.tensor_type.name == kind
-    assert np.array_equal(stored.data, gguf.quants.quantize(down, gguf.GGMLQuantizationType[kind]))
+    assert np.array_equal(stored.data, gguf.quants.quantize(up, gguf.GGMLQuantizationType[kind]))
     assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
     assert tensors["output_norm.weight"].tensor_type.name == "F32"
     after = weights(tmp_path / "out.gguf")
     for error in report.tensors:
         assert float((after[error.name] - before[error.name]).abs().max()) == pytest.approx(error.largest)
+
+
+def test_sensitive_matrices_of_small_models_have_8_bits(tmp_path: Path) -> None:
+    _, path = make_blocky(tmp_path)
+    for quantize, kind in (("int4", "Q8_0"), ("q4_1", "Q4_1"), ("int8", "Q8_0")):
+        report = export(path, tmp_path / f"{quantize}.gguf", format="gguf", quantize=quantize)
+        kinds = {error.name.split(".")[-2]: error.kind for error in matrices(report)}
+        assert {kinds[f"{part}_proj"] for part in ("q", "k", "v", "down")} == {kind}
+        assert {kinds[f"{part}_proj"] for part in ("o", "gate", "up")} == {"Q8_0" if quantize == "int8" else "Q4_1"}
 
 
 def test_rows_that_are_not_whole_blocks_are_not_quantized(tmp_path: Path) -> None:

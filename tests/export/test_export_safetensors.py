@@ -147,6 +147,26 @@ def test_transformers_reads_what_octavo_quantized(scheme: str, tmp_path: Path) -
     assert difference < (0.3 if scheme == "w8a8" else 1e-3) * float(logits(model).std())
 
 
+def test_one_scheme_for_all_matrices_which_a_note_says_where_it_costs_more(tmp_path: Path) -> None:
+    """transformers reads no other."""
+    _, path = make_blocky(tmp_path)
+    report = export(path, tmp_path / "out", quantize="int4")
+    assert {error.kind for error in matrices(report)} == {"int4 g32"}
+    assert sum("all matrices have 4 bits" in note for note in report.notes) == 1
+    report = export(path, tmp_path / "same", quantize="int4-g32")
+    assert not any("4 bits" in note for note in report.notes)
+
+
+def test_star_coder(tmp_path: Path) -> None:
+    """Its MLP has other names."""
+    _, path = make_tiny("starcoder2", tmp_path)
+    report = export(path, tmp_path / "out", quantize="int8")
+    assert report.notes == [NO_TOKENIZER]
+    before, after = weights(path), weights(tmp_path / "out")
+    for name in (f"model.layers.1.mlp.{part}.weight" for part in ("c_fc", "c_proj")):
+        assert 0 < relative_rms(after[name], before[name]) < 0.01
+
+
 def test_what_cannot_be_quantized(tmp_path: Path) -> None:
     _, path = make_tiny("llama", tmp_path)  # 84 inputs: no group of 16 divides them
     with pytest.raises(UsageError, match=r"multiple of 16 inputs; these have 48, 84"):

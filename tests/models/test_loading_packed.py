@@ -78,12 +78,19 @@ def gguf(tmp_path_factory):
 # ---------------------------------------------------------------- by a scheme
 
 
+def scheme_of(name, path, hidden):
+    fitted = SCHEMES[name].fitted(hidden)
+    if path == "lm_head":
+        return fitted.for_head
+    return fitted.for_sensitive if path.endswith(("qkv_proj", "down_proj")) else fitted
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_fused_matrix_is_its_parts_quantized(tiny, name):
     model, plain = load(tiny, Packing(SCHEMES[name])), load(tiny)
     for path, module in matrices(model).items():
         whole = plain.get_submodule(path).weight.data
-        scheme = SCHEMES[name].for_head if path == "lm_head" else SCHEMES[name]
+        scheme = scheme_of(name, path, tiny.config.hidden_size)
         if scheme.group_for(whole.shape[1]) is None:
             assert module.packed is None
             assert torch.equal(module.weight.data, whole)
@@ -107,10 +114,10 @@ def test_the_model_computes_with_the_rounded_weights(checkpoint, name, request):
 
 
 def test_int4_does_not_fit_all_and_says_so(tiny):
-    model = load(tiny, Packing(SCHEMES["int4"]))
-    note = describe_packing(model, SCHEMES["int4"])
+    model = load(tiny, Packing(SCHEMES["int4-g32"]))
+    note = describe_packing(model, SCHEMES["int4-g32"])
     assert note.startswith(
-        "int4 does not fit matrices with 84 inputs: 3 stay as they are (model.layers.0.mlp.down_proj"
+        "int4-g32 does not fit matrices with 84 inputs: 3 stay as they are (model.layers.0.mlp.down_proj"
     )
     assert describe_packing(load(tiny, Packing(SCHEMES["int8"])), SCHEMES["int8"]) == ""
 
@@ -126,6 +133,16 @@ def test_the_head_of_int4_has_8_bits(tiny):
     model = load(tiny, Packing(SCHEMES["int4"]))
     assert isinstance(model.lm_head.packed, Int8Weight)
     assert isinstance(model.model.layers[0].mlp.gate_up_proj.packed, Int4Weight)
+
+
+@pytest.mark.parametrize(("small", "form"), [(True, Int8Weight), (False, Int4Weight)])
+def test_sensitive_matrices_of_small_models_have_8_bits(gguf, small, form, monkeypatch):
+    monkeypatch.setitem(SCHEMES, "int4", replace(SCHEMES["int4"], fine_below=2048 if small else 0))
+    for layer in load(gguf, Packing(SCHEMES["int4"])).model.layers:
+        assert isinstance(layer.self_attn.qkv_proj.packed, form)
+        assert isinstance(layer.self_attn.o_proj.packed, Int4Weight)
+        assert isinstance(layer.mlp.gate_up_proj.packed, Int4Weight)
+        assert isinstance(layer.mlp.down_proj.packed, form)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4-g32", "fp8-tensor"])
@@ -157,7 +174,7 @@ def test_each_matrix_is_packed_before_the_next_ones_are_there(tiny):
     assert seen == list(range(1, len(matrices(model)) + 1))
 
 
-@pytest.mark.parametrize("name", [None, "int8", "int4", "fp8-block"])
+@pytest.mark.parametrize("name", [None, "int8", "int4", "int4-g32", "fp8-block"])
 @pytest.mark.parametrize("checkpoint", ["tiny", "tied"])
 def test_bytes_before_and_after(checkpoint, name, request):
     checkpoint = request.getfixturevalue(checkpoint)
@@ -332,7 +349,10 @@ def test_a_tied_table_is_looked_up_plain_and_multiplied_packed(gguf):
 # ---------------------------------------------------------------- over shards
 
 
-@pytest.mark.parametrize("packing", [KEPT, Packing(SCHEMES["int8-g32"])], ids=["file", "int8-g32"])
+BY_SCHEME = [Packing(SCHEMES[name]) for name in ("int8-g32", "int4")]
+
+
+@pytest.mark.parametrize("packing", [KEPT, *BY_SCHEME], ids=["file", "int8-g32", "int4"])
 def test_shards_together_are_the_whole(gguf, packing):
     ring = Ring(2)
     with ThreadPoolExecutor(2) as pool:

@@ -91,7 +91,7 @@ def test_each_experts_matrix_is_quantized_as_if_it_were_alone(qwen, name):
         assert module.weight.numel() == 0
         assert module.packed.nbytes < whole.nbytes / 2
         for e, one in enumerate(whole.chunk(module.count)):
-            alone, mine = quantize(one, SCHEMES[name]), take_expert(module.packed, e, module.count)
+            alone, mine = quantize(one, module.scheme), take_expert(module.packed, e, module.count)
             assert torch.equal(dequantize(mine, torch.float32), dequantize(alone, torch.float32))
     assert describe_packing(model, SCHEMES[name]) == ""
 

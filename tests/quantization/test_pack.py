@@ -71,15 +71,30 @@ def test_the_layouts():
     assert block.scales[1, 2] == weight[128:, 256:].abs().max() / 448
 
 
-@pytest.mark.parametrize(("k", "group"), [(4096, 128), (2048, 128), (1024, 32), (576, 32), (48, 16), (40, None)])
+@pytest.mark.parametrize(("k", "group"), [(4096, 128), (1024, 128), (576, 64), (96, 32), (48, 16), (40, None)])
 def test_int4_takes_a_group_that_fits(k, group):
     assert SCHEMES["int4"].group_for(k) == group
-    assert SCHEMES["int4-g128"].group_for(k) == {4096: 128, 2048: 128, 1024: 128, 576: 64, 48: 16, 40: None}[k]
+    assert SCHEMES["int4-g32"].group_for(k) == (group and min(group, 32))
     if group is None:
         with pytest.raises(ModelError, match="40 inputs; accepted: a multiple of 16"):
             quantize(randn(3, k), "int4")
     else:
         assert quantize(randn(3, k), "int4").group == group
+
+
+@pytest.mark.parametrize("hidden", [64, 576, 2047])
+def test_a_small_model_gets_smaller_groups_and_8_bits_where_it_is_sensitive(hidden):
+    small = SCHEMES["int4"].fitted(hidden)
+    assert (small.name, small.group_for(4096), small.for_sensitive, small.for_head) == (
+        *("int4", 32, SCHEMES["int8"], SCHEMES["int8"]),
+    )
+    assert small.fitted(hidden) == small
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("int4", 2048), ("int4", 4096), ("int4-g64", 64), ("int8", 64)])
+def test_other_models_and_schemes_stay_as_they_are(name, hidden):
+    how = SCHEMES[name].fitted(hidden)
+    assert how.for_sensitive is how is SCHEMES[name]
 
 
 def test_other_schemes_fit_everything():
@@ -161,7 +176,7 @@ def test_finer_is_better():
     assert errors["int4-g32"] < errors["int4-g64"] < errors["int4-g128"] < 0.15
     assert errors["int8-channel"] < errors["fp8"] < 0.04
     assert errors["int8"] == errors["int8-g64"]
-    assert errors["int4"] == errors["int4-g32"]
+    assert errors["int4"] == errors["int4-g128"]
 
 
 def test_weights_on_a_grid_of_16_levels_are_exact():

@@ -145,6 +145,7 @@ def test_the_headers_are_read_without_torch(tmp_path: Path) -> None:
 
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+ENTRY = json.dumps(ONE).encode()
 DAMAGED = {
     "empty": b"",
     "three bytes": b"abc",
@@ -162,6 +163,8 @@ DAMAGED = {
     "overlap": raw_file({"a": ONE, "b": ONE}, b"\0" * 8),
     "unknown kind": raw_file({"a": ONE | {"dtype": "F7"}}, b"\0" * 8),
     "backwards": raw_file({"a": ONE | {"data_offsets": [8, 0]}}, b"\0" * 8),
+    "a name twice": raw_file(b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), b"\0" * 8),
+    "a key twice": raw_file(b'{"a":%b}' % ENTRY.replace(b"}", b',"dtype":"I32"}'), b"\0" * 8),
     "a pickle": b"\x80\x02}q\x00.",
 }
 

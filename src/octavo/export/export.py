@@ -18,6 +18,7 @@ from octavo.export import gguf, hugging_face, llama2c
 from octavo.export.atomic import check_room, check_target, replacing
 from octavo.export.report import ExportReport
 from octavo.export.sources import Source
+from octavo.quantization.schemes import SCHEMES
 from octavo.weights.checkpoint import Checkpoint
 
 FORMATS = ("safetensors", "gguf", "llama2c")
@@ -105,7 +106,7 @@ def _check_place(source: Source, out: Path, options: ExportOptions) -> None:
     if source.checkpoint.path.is_dir() and source.checkpoint.path.resolve() in out.resolve().parents:
         raise UsageError(f"{str(out)!r} is in the folder of the model that is to be exported; accepted: another place")
     check_target(out, force=options.force)
-    check_room(out.parent, estimate(source, options.quantize))
+    check_room(out.parent, estimate(source, options))
 
 
 def _holds(out: Path, path: Path) -> bool:
@@ -117,13 +118,21 @@ def _holds(out: Path, path: Path) -> bool:
     )
 
 
-def estimate(source: Source, quantize: str | None) -> int:
+def estimate(source: Source, options: ExportOptions) -> int:
     """About how many bytes will be written; scales and headers included, the tokenizer not."""
     weights = sum(math.prod(tensor.shape) for tensor in source.tensors())
     matrices = sum(math.prod(tensor.shape) for tensor in source.tensors() if hugging_face.is_linear(tensor))
     plain = 8 * source.dtype.itemsize
-    bits = plain if quantize is None else _BITS.get(quantize.partition("-")[0], plain)
+    bits = max(_BITS.get(name.partition("-")[0], plain) for name in _schemes(source, options))
     return ((weights - matrices) * plain + matrices * min(bits, plain)) // 8
+
+
+def _schemes(source: Source, options: ExportOptions) -> set[str]:
+    """Of all matrices, or of those that have the finest; "" for none."""
+    how = SCHEMES.get(options.quantize or "")
+    if how is None or options.format != "gguf":
+        return {options.quantize or ""}
+    return {how.name, how.fitted(source.checkpoint.config.hidden_size).for_sensitive.name}
 
 
 @contextmanager

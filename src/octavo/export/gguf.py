@@ -21,6 +21,7 @@ from octavo.export.gguf_tensors import Stored, stored_tensors
 from octavo.export.gguf_tokenizer import tokenizer_metadata
 from octavo.export.sources import KIND_OF_DTYPE, Source
 from octavo.ggml.block_types import dequantize
+from octavo.quantization.schemes import SCHEMES
 from octavo.text.tokenizer import has_tokenizer
 from octavo.weights.checkpoint import LazyTensor
 from octavo.weights.row_order import permute
@@ -29,6 +30,9 @@ KINDS = {"int8": "Q8_0", "int4": "Q4_1", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1":
 """What a user asks for -> block type of the layers' matrices. Q4_1 has a scale and a floor for 32
 weights, 5 bits each: SmolLM2, which comes in it, keeps its perplexity, and Q4_0 (4.5 bits) makes that a third higher.
 """
+
+SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_down", "ffn_down_exps")
+"""What `Scheme.for_sensitive` is meant for."""
 
 VOCABULARY_KIND = "Q8_0"
 """The embedding and the head: all of a text goes through them, and four bits there cost more than elsewhere."""
@@ -45,9 +49,13 @@ def write(source: Source, path: Path, quantize: str | None) -> None:
     config = source.checkpoint.config
     architecture = gguf_metadata.architecture(config)
     kind = KIND_OF_DTYPE[source.dtype] if quantize is None else KINDS[quantize]
+    sensitive = kind if quantize is None else _sensitive_kind(quantize, config.hidden_size)
     metadata = gguf_metadata.metadata(source.checkpoint, Path(source.report.model).name, kind)
     stored = stored_tensors(config, architecture, source.tensors())
-    items = [*_rope_items(config), *(_item(source, tensor, kind) for tensor in stored)]
+    items = [
+        *_rope_items(config),
+        *(_item(source, tensor, sensitive if _is_sensitive(tensor) else kind) for tensor in stored),
+    ]
     if (window := gguf_metadata.unheeded_window(config)) is not None:
         source.report.notes.append(f"llama.cpp has no sliding window ({window} tokens) in models of this architecture")
     write_gguf(path, metadata | _tokenizer(source), items)
@@ -64,6 +72,16 @@ def stored_kind(name: str, shape: Sequence[int], kind: str) -> str:
     if shape[-1] % BLOCK:
         return "F16"
     return VOCABULARY_KIND if name in ("token_embd.weight", "output.weight") else kind
+
+
+def _sensitive_kind(quantize: str, hidden_size: int) -> str:
+    """Block type of the matrices in ``SENSITIVE``."""
+    how = SCHEMES.get(quantize)
+    return KINDS[quantize if how is None else how.fitted(hidden_size).for_sensitive.name]
+
+
+def _is_sensitive(tensor: Stored) -> bool:
+    return tensor.name.removesuffix(".weight").rpartition(".")[2] in SENSITIVE
 
 
 def _rope_items(config: ModelConfig) -> Iterator[GGUFItem]:

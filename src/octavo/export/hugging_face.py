@@ -23,7 +23,7 @@ from octavo.kernels.reference.quantized import dequantize
 from octavo.quantization.schemes import GROUPS, Scheme, scheme
 from octavo.weights.checkpoint import LazyTensor
 
-LINEAR = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+LINEAR = ("_proj.weight", ".c_fc.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 """How the names of the layers' matrices end, also of Mixtral's experts: what is quantized. Embeddings, heads and
 routers stay as they are.
 """
@@ -31,13 +31,22 @@ routers stay as they are.
 TRANSPOSED = ("GPT2LMHeadModel",)
 """Architectures whose matrices are not those of linear layers, though they have such names."""
 
+MORE_WHILE_LOADING = (
+    "all matrices have 4 bits, which costs a small model more than int4 does while loading or in GGUF: there queries, "
+    "keys, values and down projections have 8"
+)
+
 ALWAYS_PLAIN = ("embed_tokens.", "lm_head.", ".gate.")
 """In the names of embeddings, heads and routers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """A scheme fitted to a model: ``group`` is the same for all its matrices, as the layout has it; None: no groups."""
+    """A scheme fitted to a model: ``group`` is the same for all its matrices; None: no groups.
+
+    The layout could have several schemes, as a small model's int4 wants (`Scheme.for_sensitive`); but transformers 5.23
+    takes the first for all dense matrices when it expands them, which is how it reads int4 with zero points.
+    """
 
     scheme: Scheme
     group: int | None
@@ -56,10 +65,13 @@ def write(source: Source, folder: Path, quantize: str | None, max_shard_size: in
     found = list(source.tensors())
     if quantize is not None:
         _check_layout(source.checkpoint.config.architecture)
-    how = None if quantize is None else fit(scheme(quantize), found)
+    hidden_size = source.checkpoint.config.hidden_size
+    how = None if quantize is None else fit(scheme(quantize).fitted(hidden_size), found)
     # The head even where it is tied and no tensor of its own: transformers makes a linear layer of it all the same.
     ignore = sorted({"lm_head", *(t.name.removesuffix(".weight") for t in found if _is_left_out(t))})
     quantization = None if how is None else compressed_tensors.config(how.scheme, how.group, ignore)
+    if how is not None and how.scheme.for_sensitive is not how.scheme:
+        source.report.notes.append(MORE_WHILE_LOADING)
     if how is not None and (plain := [tensor.name for tensor in found if _may_be_missed(tensor)]):
         source.report.notes.append(f"not quantized, as their names do not end in {LINEAR[0]}: {_some(plain)}")
     folder.mkdir()
@@ -80,10 +92,9 @@ def fit(wanted: Scheme, tensors: Sequence[LazyTensor]) -> Quantization:
         raise ModelError(f"no tensor's name ends in {LINEAR[0]}: nothing of this model can be quantized")
     if wanted.group is None or wanted.kind == "fp8":
         return Quantization(wanted, wanted.group)
-    most = min(wanted.group_for(k) or 0 for k in inputs)
     for group in GROUPS:
-        if group <= most and all(k % group == 0 for k in inputs):
-            return Quantization(replace(wanted, group=group, fine_below=0), group)
+        if group <= wanted.group and all(k % group == 0 for k in inputs):
+            return Quantization(replace(wanted, group=group), group)
     if wanted.kind == "int8":
         return Quantization(replace(wanted, group=None), None)
     sizes = ", ".join(map(str, sorted(inputs)))

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.ops, self.cos_sin, self.window = build.ops, cos_sin, window
         self.scale = config.attention_scale or d**-0.5
         self.soft_cap = config.attention_soft_cap
-        self.qkv_proj = QKVLinear(build, hidden, heads, config.num_kv_heads, d, bias=qkv_bias)
+        self.qkv_proj = QKVLinear(build.for_sensitive, hidden, heads, config.num_kv_heads, d, bias=qkv_bias)
         self.o_proj = RowLinear(build, heads * d, hidden, bias=config.o_bias)
         self.eps, self.q_norm, self.k_norm = config.rms_norm_eps, q_norm, k_norm
 

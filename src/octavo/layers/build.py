@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -45,3 +45,23 @@ class Build:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     packing: Packing = field(default_factory=Packing)
     lora: LoraSizes | None = None
+
+    def fitted(self, hidden_size: int) -> Build:
+        """For a model of that hidden size."""
+        scheme = self.packing.scheme
+        return self if scheme is None else self._quantizing_by(scheme.fitted(hidden_size))
+
+    @property
+    def for_head(self) -> Build:
+        """For the matrix that makes logits, which may be quantized more finely than others."""
+        scheme = self.packing.scheme
+        return self if scheme is None else self._quantizing_by(scheme.for_head)
+
+    @property
+    def for_sensitive(self) -> Build:
+        """For a matrix whose error costs a small model most (see `Scheme.for_sensitive`)."""
+        scheme = self.packing.scheme
+        return self if scheme is None else self._quantizing_by(scheme.for_sensitive)
+
+    def _quantizing_by(self, scheme: Scheme) -> Build:
+        return replace(self, packing=replace(self.packing, scheme=scheme))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor, nn
 
 from octavo.layers.build import Build
@@ -34,7 +32,7 @@ class LMHead(Matrix):
     """``hidden [S, H] -> logits [S, V]`` in float32."""
 
     def __init__(self, build: Build, vocab_size: int, hidden_size: int) -> None:
-        super().__init__(_of_head(build))
+        super().__init__(build.for_head)
         self.vocab_size = vocab_size
         rows, _, place = _share(self.shard, vocab_size, hidden_size)
         self.weight = Weight(build, (rows, hidden_size), [place], lazily=build.packing.active)
@@ -50,16 +48,10 @@ class LMHead(Matrix):
     def tied(cls, build: Build, embedding: Embedding) -> LMHead:
         """A head that shares the embedding's memory. If it is packed, it has a copy of its own beside it."""
         head = cls.__new__(cls)
-        Matrix.__init__(head, _of_head(build))
+        Matrix.__init__(head, build.for_head)
         head.keep_plain = True
         head.vocab_size, head.weight = embedding.vocab_size, embedding.weight
         return head
-
-
-def _of_head(build: Build) -> Build:
-    """The build with the head's own way to be quantized, which may be finer than that of other matrices."""
-    scheme = build.packing.scheme
-    return build if scheme is None else replace(build, packing=replace(build.packing, scheme=scheme.for_head))
 
 
 def _share(shard: Shard, vocab_size: int, hidden_size: int) -> tuple[int, int, Place]:

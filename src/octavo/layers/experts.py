@@ -77,7 +77,7 @@ class ExpertsMLP(nn.Module):
         self.ops, self.shard = build.ops, build.shard
         self.gate = Router(build, hidden, experts)
         self.gate_up_proj = ExpertsMatrix(build, count, (2 * size, hidden), _gate_up(experts, hidden, part))
-        self.down_proj = ExpertsMatrix(build, count, (hidden, size), _down(experts, hidden, part))
+        self.down_proj = ExpertsMatrix(build.for_sensitive, count, (hidden, size), _down(experts, hidden, part))
 
     def forward(
         self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None

@@ -18,7 +18,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         hidden, size, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up_proj = GateUpLinear(build, hidden, size, bias=bias, activation=config.hidden_act)
-        self.down_proj = RowLinear(build, size, hidden, bias=bias)
+        self.down_proj = RowLinear(build.for_sensitive, size, hidden, bias=bias)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         part = build.shard.part(size, "intermediate features")
         self.ops, self.approximate = build.ops, config.hidden_act == "gelu_tanh"
         self.c_fc = ColumnLinear(build, hidden, [Output("c_fc", size, part)], bias=bias)
-        self.c_proj = RowLinear(build, size, hidden, bias=bias)
+        self.c_proj = RowLinear(build.for_sensitive, size, hidden, bias=bias)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, norm: Norm, lora: LoraPlan | None = None

@@ -30,7 +30,7 @@ def loaded_bytes(model: DecoderModel, packing: Packing, tensors: Iterable[NamedT
         return plain + _more_for_kept(kept)
     matrices = [module for module in model.modules() if isinstance(module, Matrix) and module.scheme is not None]
     freed = sum(_plain_bytes(module.weight) for module in matrices if not module.keep_plain)
-    sizes = [_packed_bytes(module.weight, packing.scheme) for module in matrices]
+    sizes = [_packed_bytes(module) for module in matrices]
     return plain - freed + sum(sizes) + max(sizes, default=0)
 
 
@@ -98,8 +98,9 @@ def _plain_bytes(weight: Weight) -> int:
     return prod(weight.full_shape) * weight.element_size()
 
 
-def _packed_bytes(weight: Weight, scheme: Scheme) -> int:
-    n, k = weight.full_shape
+def _packed_bytes(matrix: Matrix) -> int:
+    (n, k), scheme = matrix.weight.full_shape, matrix.scheme
+    assert scheme is not None
     bits = 4 if scheme.kind == "int4" else 8
     scales = -(-n // (scheme.rows or n)) * -(-k // (scheme.group_for(k) or k))
     in_groups = scheme.kind == "int8" and scheme.group is not None

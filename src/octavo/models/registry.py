@@ -39,4 +39,4 @@ def build_model(config: ModelConfig, build: Build, max_positions: int) -> Decode
             f"architecture {name!r} is not supported{nearest(name, MODELS)}; accepted: {', '.join(MODELS)}"
         )
     module, _, class_name = MODELS[name].partition(":")
-    return getattr(import_module(module), class_name)(config, build, max_positions)
+    return getattr(import_module(module), class_name)(config, build.fitted(config.hidden_size), max_positions)

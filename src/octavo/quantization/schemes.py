@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.errors import UsageError, nearest
 
@@ -15,10 +15,11 @@ class Scheme:
         name: as the user says it.
         kind: "int8", "int4" or "fp8".
         group: inputs of an output that share a scale; None: all of them.
-        fine_below: a matrix with fewer inputs has groups of ``FINE``.
+        fine_below: models with a smaller hidden size have groups of ``FINE`` (see `fitted`).
         rows: outputs that share a scale; None: all of them.
         quantizes_input: what the matrix is multiplied with is rounded, too, when it is multiplied.
         head: name of the scheme for the matrix that makes logits, None: this one.
+        sensitive: name of the scheme for the matrices whose error costs a small model most, None: this one.
     """
 
     name: str
@@ -28,11 +29,26 @@ class Scheme:
     rows: int | None = 1
     quantizes_input: bool = False
     head: str | None = None
+    sensitive: str | None = None
+
+    def fitted(self, hidden_size: int) -> Scheme:
+        """The scheme for a model of that hidden size: a small one gets smaller groups, and 8 bits where four cost it
+        most. A weight of SmolLM2-135M's layers then takes 6.3 bits instead of 5; `octavo.quantization.round_int4` has
+        what that is for.
+        """
+        if hidden_size >= self.fine_below:
+            return self
+        return replace(self, group=FINE, fine_below=0, sensitive=self.head)
 
     @property
     def for_head(self) -> Scheme:
         """How the matrix that makes logits is quantized."""
         return self if self.head is None else SCHEMES[self.head]
+
+    @property
+    def for_sensitive(self) -> Scheme:
+        """How matrices are quantized whose error costs most: queries, keys and values, and what leads out of an MLP."""
+        return self if self.sensitive is None else SCHEMES[self.sensitive]
 
     def group_for(self, k: int) -> int | None:
         """The group for ``k`` inputs: the scheme's own, or the next smaller one that divides ``k``; ``k`` where all
@@ -42,8 +58,7 @@ class Scheme:
             return k if self.group is None else self.group  # a last block may be smaller
         if self.group is None:
             return k
-        most = FINE if k < self.fine_below else self.group
-        smaller = (group for group in GROUPS if group <= most and k % group == 0)
+        smaller = (group for group in GROUPS if group <= self.group and k % group == 0)
         return next(smaller, k if self.kind == "int8" else None)
 
 

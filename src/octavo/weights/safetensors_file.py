@@ -6,9 +6,11 @@ library checks the header, and that its offsets cover the file exactly.
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from math import prod
@@ -67,7 +69,9 @@ class SafetensorsFile:
         """All tensors, in the order of their bytes. ``ModelError`` for a file that is damaged or cut off."""
         _check(self.path)
         (length,) = struct.unpack("<Q", self.mapped.view(0, 8).tobytes())
-        header = msgspec.json.decode(self.mapped.view(8, length).tobytes(), type=dict[str, msgspec.Raw])
+        text = self.mapped.view(8, length).tobytes()
+        _refuse_repeated_names(self.path, text)
+        header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
         entries = [(name, msgspec.json.decode(raw, type=EntryJson)) for name, raw in header.items()]
         for name, entry in sorted(entries, key=lambda item: item[1].data_offsets):
@@ -119,6 +123,19 @@ def _check_name(path: Path, name: str) -> None:
     """Names end up in messages: there they must not fill the screen, nor look like more than one line."""
     if len(name) > MAX_NAME or not name.isprintable():
         raise ModelError(f"{path} has a tensor {name!r:.200}; accepted: names of up to {MAX_NAME} printable characters")
+
+
+def _refuse_repeated_names(path: Path, header: bytes) -> None:
+    """JSON allows a name twice and readers differ in which one they take, so that one file would be two models."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise ModelError(f"{path} is not a whole safetensors file: its header has {name!r:.200} twice")
+        return found
+
+    json.loads(header, object_pairs_hook=once)
 
 
 def _check(path: Path) -> None:
