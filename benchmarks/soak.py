@@ -1,9 +1,10 @@
 """Many requests of random shapes, some of which hang up or are wrong: none may be lost, no block, and no memory.
 
-    python benchmarks/soak.py [--requests 10000] [--json FILE] -- octavo serve smollm2-135m --debug-routes
+    python benchmarks/soak.py -- octavo serve smollm2-135m --debug-routes --kv-cache-memory 256M
     python benchmarks/soak.py --url http://HOST:PORT --pid PID
 
-The first form starts the server and ends it. At the end the engine must be idle, its KV cache empty and sound
+The first form starts the server and ends it. The cache should be so small that the first half of the load fills it: the
+system gives its pages when they are first written. At the end the engine must be idle, its KV cache empty and sound
 (`/debug/check`), and memory must not have grown by more than 5% over the last half. Otherwise the exit code is 1.
 """
 

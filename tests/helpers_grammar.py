@@ -50,6 +50,14 @@ FORMS: list[dict[str, Any]] = [
     {"grammar": 'start: "(" start ")" | /[xy]{1,3}/'},
 ]
 
+WAYS = 200
+TOO_COMPLEX: dict[str, Any] = {
+    "grammar": "start: /[b-z]{24}/ s\ns: "
+    + " | ".join(f"t{i}" for i in range(WAYS))
+    + "".join(f'\nt{i}: "a" t{i} "b" | "a" t{(i + 1) % WAYS} | "a" "a" "a"' for i in range(WAYS))
+}
+"""It is compiled in no time, and after 24 letters and two times "a" there are more ways to read them than are kept."""
+
 
 def holds(form: dict[str, Any], text: str) -> bool:
     """Whether ``text`` is what the form says, by other means than a grammar."""

@@ -122,12 +122,6 @@ class Assembler:
         self._groups[request_id] = group
         self._members |= {c.request.id: (group, c) for c in completions}
 
-    def refuse(self, member_id: str, why: str | None) -> None:
-        """Note with a request why it could not begin; its completions are about to end."""
-        member = self._members.get(member_id)
-        if member is not None:
-            member[0].output.refused = why
-
     def forget(self, request_id: str) -> None:
         """Expect nothing more for a request; no output of it is finished."""
         group = self._groups.pop(request_id, None)
@@ -182,6 +176,8 @@ class Assembler:
 
     def _finish(self, group: Group, completion: Completion, reason: str, stop_reason: str | int | None) -> None:
         completion.finish(reason, stop_reason)
+        if reason == "error" and stop_reason is not None and completion.request.params.structured_outputs is not None:
+            group.output.refused = str(stop_reason)  # by itself the model can always go on
         group.num_unfinished -= 1
         del self._members[completion.request.id]
         if group.num_unfinished == 0:

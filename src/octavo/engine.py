@@ -304,16 +304,10 @@ class Engine:
         ready, endings = self._grammars.ready()
         for request_id in ready:
             self.scheduler.release(request_id)
-        for ending in endings:
-            if ending.reason == "refused":
-                self._assembler.refuse(ending.request_id, ending.stop_reason)
         return self._apply_ends(self._finish(endings, time.monotonic()))
 
     def _finish(self, endings: Sequence[Ending], now: float) -> list[Event | None]:
-        finish = self.scheduler.finish
-        return [
-            finish(e.request_id, "error" if e.reason == "refused" else e.reason, now, e.stop_reason) for e in endings
-        ]
+        return [self.scheduler.finish(e.request_id, e.reason, now, e.stop_reason) for e in endings]
 
     def _tell(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
         for listener in self.listeners:

@@ -82,8 +82,9 @@ class RequestOutput:
 
     ``prompt`` is None when the prompt came as token ids. ``prompt_logprobs`` has one entry for each prompt token; the
     first is None, as nothing predicts it. ``embedding`` is the prompt's vector, where ``PoolingParams`` asked for one.
-    ``metrics`` are complete when it is finished. ``refused`` says why it could not begin though its sender could mend
-    that: its form (``structured_outputs``) cannot be used with this model. Its completions then end with "error".
+    ``metrics`` are complete when it is finished. ``refused`` says why a completion ended with "error" though its
+    sender could mend that: the form (``structured_outputs``) cannot be used with this model, became too complex, or
+    leaves no token that the other options allow.
     """
 
     request_id: str

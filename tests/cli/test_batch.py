@@ -22,6 +22,7 @@ from helpers_cli import (
     wait_until,
     write_lines,
 )
+from helpers_grammar import TOO_COMPLEX
 from helpers_text import byte_level_bpe
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.batch.output_file import OutputFile
@@ -396,9 +397,12 @@ def test_a_form_that_cannot_be_compiled_is_the_lines_fault(model: Path, files: t
     lines = [
         batch_line("schema", CHAT_URL, messages=HI, guided_json={"type": "no such type"}, **GREEDY),
         batch_line("good", CHAT_URL, messages=HI, guided_choice=["yes"], **GREEDY),
+        batch_line("complex", CHAT_URL, messages=HI, guided_grammar=TOO_COMPLEX["grammar"], max_tokens=80),
     ]
     found = answers(model, files, lines)
     error = error_of(found["schema"])
     assert (error["type"], error["param"]) == ("invalid_request_error", "guided_json")
     assert "the json of structured_outputs cannot be used" in error["message"]
+    assert "the grammar of structured_outputs cannot go on" in error_of(found["complex"])["message"]
+    assert found["complex"]["response"]["status_code"] == 400
     assert found["good"]["response"]["body"]["choices"][0]["message"]["content"] == "yes"

@@ -258,6 +258,23 @@ def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(model, tmp_path):
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_a_disk_that_is_full_from_the_start_keeps_no_server_from_starting(model):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with open("/dev/full", "wb") as full, octavo_process("serve", model, "--port", port, *FAST, stderr=full) as process:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), process)
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
     with octavo_process("serve", tmp_path / "nothing", "--port", "0") as process:
         _, err = process.communicate(timeout=60)

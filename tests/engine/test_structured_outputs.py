@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers_engine import block_bytes
-from helpers_grammar import END, ENGINE, FORMS, PERSON, holds, keeps_form, make_model, mixed_requests
+from helpers_grammar import END, ENGINE, FORMS, PERSON, TOO_COMPLEX, holds, keeps_form, make_model, mixed_requests
 from helpers_models import make_tiny
 from octavo import LLM, RequestError, SamplingParams
 from octavo.core.plan import StepPlan, Waits
@@ -213,6 +213,7 @@ def test_options_that_leave_no_token_fail_their_request_alone(path, async_schedu
     for output in bad:
         assert output.outputs[0].finish_reason == "error"
         assert "no token is left" in output.outputs[0].stop_reason
+        assert output.refused == output.outputs[0].stop_reason
 
 
 @pytest.mark.parametrize("async_scheduling", [True, False])
@@ -329,7 +330,20 @@ def test_a_grammar_that_becomes_too_complex_ends_its_request_in_bounded_steps(ll
     bad, good = llm.generate(["Hello", "World"], params, use_tqdm=False)
     assert good.outputs[0].finish_reason in ("length", "stop")
     assert bad.outputs[0].finish_reason in ("length", "error")
-    assert bad.outputs[0].finish_reason == "length" or "its grammar cannot go on" in bad.outputs[0].stop_reason
+    assert bad.outputs[0].finish_reason == "length" or "cannot go on" in bad.outputs[0].stop_reason
+
+
+def test_a_grammar_that_fails_in_the_middle_of_an_answer_ends_its_completion_alone(llm):
+    several = SamplingParams(n=2, temperature=1, seed=1, max_tokens=80, structured_outputs=TOO_COMPLEX)
+    bad, good = llm.generate(["Hello", "World"], [several, SamplingParams(**GREEDY)], use_tqdm=False)
+    assert good.outputs[0].finish_reason in ("length", "stop")
+    assert good.refused is None
+    for completion in bad.outputs:
+        assert len(completion.text) >= 24
+        assert completion.finish_reason == "error"
+        assert completion.stop_reason == bad.refused
+    assert bad.refused.startswith("the grammar of structured_outputs cannot go on after what was written: ")
+    assert "\n" not in bad.refused
 
 
 def test_a_model_without_tokenizer_refuses_forms(tmp_path):

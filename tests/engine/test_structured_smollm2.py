@@ -64,3 +64,17 @@ def test_forced_text_is_written_in_the_models_own_tokens(llm):
     params = SamplingParams(temperature=1, max_tokens=40, structured_outputs=StructuredOutputs(choice=[sentence]))
     found = llm.generate(["Once"], params, use_tqdm=False)[0].outputs[0]
     assert found.token_ids[:-1] == llm.tokenizer.encode(sentence, add_special_tokens=False)
+
+
+def test_a_rule_that_can_be_read_in_many_ways_ends_before_its_masks_take_long(llm):
+    """All others wait for a mask, and these cost more with each letter."""
+    rule = " | ".join(" ".join("s" * count) for count in range(2, 14))
+    params = SamplingParams(
+        min_tokens=200,
+        max_tokens=200,
+        logit_bias={llm.engine.encode("a")[0]: 100},
+        structured_outputs=StructuredOutputs(grammar=f'start: s\ns: {rule} | "a"'),
+    )
+    output = llm.generate(["a"], params, use_tqdm=False)[0]
+    assert 0 < len(output.outputs[0].token_ids) < 100
+    assert "Too many items" in output.refused

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import zmq
 
 from helpers_engine import tiny_llm
-from helpers_grammar import ENGINE, make_model
+from helpers_grammar import ENGINE, TOO_COMPLEX, make_model
 from helpers_lora import make_adapter
 from helpers_models import make_tiny
 from octavo import LLM, SamplingParams
@@ -253,9 +254,23 @@ def test_what_nobody_has_thought_of_ends_one_request_or_call_and_not_the_engine(
     llm.engine.scheduler.check()
 
 
-def test_a_form_that_this_model_cannot_have_is_refused_and_one_that_fails_later_is_an_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_form_that_fails_while_it_is_followed_is_refused_and_ends_all_that_it_was_asked_for(folder: Path) -> None:
+    several = SamplingParams(n=3, temperature=1, seed=1, max_tokens=80, structured_outputs=TOO_COMPLEX)
+    steps: list[int] = []
+    with LLM(str(make_model(folder / "complex")), **ENGINE) as llm:
+        llm.engine.listeners.append(lambda plan, events: steps.append(len(plan.rows)) if plan else None)
+        sent = play(llm, [request(1, params=several), request(2, params=replace(SIX, max_tokens=60))])
+        (refused,) = [refused for news in sent for refused in news.refused]
+        assert (refused.key, refused.kind) == (1, "form")
+        assert "the grammar of structured_outputs cannot go on after what was written" in refused.message
+        assert "\n" not in refused.message
+        assert tokens_of(sent, 1), "the answer had begun"
+        assert ends_of(sent) == {2: ("length", None)}
+        assert (steps[-1], llm.engine.has_unfinished_requests()) == (1, False)
+        llm.engine.scheduler.check()
+
+
+def test_a_form_that_this_model_cannot_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "checked_grammar", lambda form, specials: form.grammar)  # as if it were good
     bad, good = (StructuredOutputs(grammar=f"start: {what}") for what in ("<|nowhere|>", "/[ab]{3}/"))
     several = SamplingParams(n=2, max_tokens=6, structured_outputs=bad)

@@ -23,7 +23,6 @@ def test_a_file_of_keys() -> None:
     keys = parse_keys(text, "keys")
     assert [(k.name, k.priority, k.max_requests) for k in keys] == [("alice", 0, None), ("bob.b@x-y", -3, 2)]
     assert keys[1] == make_key("bob.b@x-y", "sk:2", -3, 2)
-    assert parse_keys("", "keys") == ()
 
 
 @pytest.mark.parametrize(
@@ -40,6 +39,10 @@ def test_a_file_of_keys() -> None:
         ("alice:SECRET\nalice:b", "keys has a name twice"),
         ("alice:SECRET\nbob:SECRET", "keys has a key twice"),
         ("a" * 65 + ":SECRET", "line 1: accepted"),
+        ("", "keys has no API key; accepted: a line name:key"),
+        ("# SECRET\n \t\n\n", "keys has no API key"),
+        ("alice: \t ", "line 1: accepted"),
+        ("alice:\u00a0\u2003", "line 1: accepted"),
     ],
 )
 def test_wrong_files_are_told_without_the_key(text: str, message: str) -> None:
@@ -61,9 +64,11 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_is_not(tmp_path: Path, cap
     assert (named("one"), named("two"), named("")) == ("alice", None, None)
     file.write_text("alice:one\nbob:two")
     assert named("two") == "bob"
-    file.write_text("rubbish")
-    assert named("two") == "bob"
-    assert "API keys stay as they were" in caplog.text
+    for wrong in ("rubbish", "", "# nobody\n"):
+        caplog.clear()
+        file.write_text(wrong)
+        assert named("two") == "bob"
+        assert "API keys stay as they were" in caplog.text
     file.unlink()
     assert named("two") == "bob"
     replacement = tmp_path / "new"
@@ -145,10 +150,11 @@ def test_without_a_known_key_nobody_is_let_in(headers: Any, message: str) -> Non
     assert client.get("/health", headers=headers).status_code == 200
 
 
-def test_no_keys_let_everybody_in_but_an_empty_file_nobody(tmp_path: Path) -> None:
+def test_no_keys_let_everybody_in_but_an_empty_file_is_an_error(tmp_path: Path) -> None:
     assert guarded(KeyRing()).get("/v1/whoami").json() == {"name": "", "priority": 0}
     (tmp_path / "keys").write_text("# none yet\n")
-    assert guarded(KeyRing(file=tmp_path / "keys")).get("/v1/whoami").status_code == 401
+    with pytest.raises(UsageError, match="has no API key"):
+        KeyRing(file=tmp_path / "keys")
 
 
 def test_a_key_has_its_most_requests_at_once() -> None:

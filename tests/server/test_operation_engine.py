@@ -19,6 +19,7 @@ import pytest
 import uvicorn
 
 from helpers_cli import make_chat_model
+from helpers_grammar import TOO_COMPLEX
 from octavo.bench.serve.arrivals import Arrivals
 from octavo.bench.serve.drive import drive
 from octavo.bench.serve.figures import figures_of
@@ -128,6 +129,39 @@ def test_a_model_that_fills_in_is_asked_with_its_own_tokens(tmp_path: Path, mark
             assert "".join(event["choices"][0]["text"] for event in events) == choice["text"]
             wrong = await http.post("/v1/completions", json={**ask, "prompt": ids, "suffix": suffix})
             assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "suffix")
+
+    asyncio.run(go())
+
+
+FORM = TOO_COMPLEX["grammar"]
+HI = [{"role": "user", "content": "Hi"}]
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"prompt": "Hi", "guided_grammar": FORM}),
+    ("/v1/chat/completions", {"messages": HI, "guided_grammar": FORM}),
+]
+
+
+def test_a_grammar_that_fails_in_the_middle_of_an_answer_is_the_senders_mistake(model: Path) -> None:
+    """A status if nothing was sent yet, else the last event; who has asked for something else notices nothing."""
+
+    async def go() -> None:
+        async with serving(model) as (url, _), httpx.AsyncClient(base_url=url, timeout=30) as http:
+            other = asyncio.create_task(http.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 60}))
+            for path, asked in ASKED:
+                body = {**asked, "max_tokens": 80, "temperature": 1, "seed": 1}
+                answer = await http.post(path, json=body)
+                error = answer.json()["error"]
+                found = (answer.status_code, error["type"], error["param"])
+                assert found == (400, "invalid_request_error", "guided_grammar")
+                assert "cannot go on after what was written" in error["message"]
+                streamed = await http.post(path, json={**body, "stream": True})
+                *before, last = [line for line in streamed.text.split("\n\n") if line]
+                assert (streamed.status_code, len(before) > 1) == (200, True)
+                assert json.loads(last.removeprefix("data: "))["error"] == error
+                assert (await http.get("/health")).status_code == 200
+            assert (await other).json()["usage"]["completion_tokens"] == 60
+            check = (await http.post("/debug/check")).json()
+            assert (check["unfinished"], check["free_blocks"]) == (0, check["num_blocks"])
 
     asyncio.run(go())
 

@@ -220,6 +220,10 @@ class BatchRunner:
             self._answer(running.job, [running.outputs[i] for i in running.request_ids])
 
     def _answer(self, job: Job, outputs: list[RequestOutput]) -> None:
+        refused = [output.refused for output in outputs if output.refused is not None]
+        if refused:
+            self._write(job.number, job.custom_id, refusal(RequestError(refused[0])), 400)
+            return
         errors = [c.stop_reason for output in outputs for c in output.outputs if c.finish_reason == "error"]
         if errors:
             self._write(job.number, job.custom_id, failure(f"the model failed: {errors[0]}"), 500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -83,4 +84,10 @@ def serve(
         drain=drain,
     )
     with bind(host, port) as listener, logging_to(style=operating.log_format):
-        uvloop.run(run(serving, listener, lambda line: click.echo(line, err=True)))
+        uvloop.run(run(serving, listener, _say))
+
+
+def _say(line: str) -> None:
+    """Tell whoever reads standard error; where that is a file on a full disk the line is lost, and nothing else."""
+    with suppress(OSError):
+        click.echo(line, err=True)

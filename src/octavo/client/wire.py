@@ -130,11 +130,12 @@ class End(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True):
-    """The request was not taken.
+    """The request was not taken, or does not go on.
 
     Attributes:
         retry_after: because there are too many; seconds. None: it never can be.
-        kind: what is to blame: the "request"; its "form", which cannot be used with this model; or a "failure" here.
+        kind: what is to blame: the "request"; its "form", which cannot be used with this model, or not any further; or
+            a "failure" here.
     """
 
     key: int

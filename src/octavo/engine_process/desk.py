@@ -59,15 +59,25 @@ class Desk:
         """The id of a request that has not ended."""
         return self._ids.get(key)
 
-    def tell(self, outputs: Iterable[RequestOutput]) -> None:
-        """Note what is new in ``outputs``; those that nobody follows are passed over."""
+    def tell(self, outputs: Iterable[RequestOutput]) -> list[str]:
+        """Note what is new in ``outputs``; those that nobody follows are passed over.
+
+        Returns:
+            The ids of requests that are refused, while completions of theirs still run for nobody.
+        """
+        left = []
         for output in outputs:
             followed = self._followed.get(output.request_id)
             if followed is not None and output.refused is not None:
-                self._forget(followed)
-                self.news.refused.append(Refused(followed.key, output.refused, kind="form"))
+                self._refuse(followed, output.refused)
+                left += [] if output.finished else [output.request_id]
             elif followed is not None:
                 self._tell(followed)
+        return left
+
+    def _refuse(self, followed: Followed, why: str) -> None:
+        self._forget(followed)
+        self.news.refused.append(Refused(followed.key, why, kind="form"))
 
     def tell_failure(self, reason: str) -> None:
         """The engine has ended all requests with an error: say so, and why."""

@@ -140,7 +140,8 @@ class EngineLoop:
             self._failed(error)
         else:
             self._failures = 0
-            self._desk.tell(outputs)
+            for request_id in self._desk.tell(outputs):
+                self._engine.abort(request_id)
 
     def _failed(self, error: Exception) -> None:
         """Its requests have ended with an error; the engine goes on if it can."""

@@ -22,8 +22,8 @@ COMPILING = "compiling its grammar"
 
 
 class Ending(NamedTuple):
-    """A request that its grammar ends: "stop", or "error" with what went wrong, or "refused": it could not begin, for
-    its form cannot be used with this model."""
+    """A request that its grammar ends: "stop", or "error" with what is wrong: its form cannot be used with this model,
+    or not any further."""
 
     request_id: str
     reason: str
@@ -88,7 +88,7 @@ class Grammars:
             try:
                 self._matchers[name] = Matcher(entry.form, entry.compiled.result(), entry.ends)
             except FormError as error:
-                endings.append(Ending(name, "refused", str(error)))
+                endings.append(Ending(name, "error", str(error)))
         return endings + self._update([name for name in compiled if name in self._matchers])
 
     def _made_tools(self) -> _Tools:

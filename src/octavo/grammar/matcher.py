@@ -42,7 +42,8 @@ class Matcher:
     def take_mask(self, row: np.ndarray, vocabulary: Vocabulary) -> None:
         """Take over what the library wrote to ``row`` int32 ``[row_words]``."""
         if self._library.is_error():
-            self.error = f"its grammar cannot go on: {explain(self._library.get_error())}"
+            why = explain(self._library.get_error())
+            self.error = f"the {self.form.kind} of structured_outputs cannot go on after what was written: {why}"
             return
         bits = row.view(np.uint8)
         byte, bit = vocabulary.end >> 3, 1 << (vocabulary.end & 7)

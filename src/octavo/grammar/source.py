@@ -32,8 +32,12 @@ def grammar_of(kind: str, value: Any, compact: bool) -> str:
 
 
 def parser_limits() -> LLParserLimits:
-    """What one grammar may cost: parts of a second to compile, some 20 MB, and some 10 ms for a mask."""
-    return LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=25_000, verbose_errors=False)
+    """What one grammar may cost: parts of a second to compile, some 20 MB, and some 10 ms for a mask.
+
+    A rule that can be read in many ways (``s: s s | "a"``) has the dearest masks, as others wait for them; 4,000 items
+    are enough for a schema of hundreds of optional properties.
+    """
+    return LLParserLimits(step_lexer_fuel=100_000, step_max_items=4_000, max_lexer_states=25_000, verbose_errors=False)
 
 
 def explain(error: str) -> str:

@@ -84,10 +84,11 @@ def error_event(error: Exception, path: str) -> bytes:
 
 
 def error_info(error: Exception, path: str) -> dict[str, str]:
-    """The ``error`` of a response that failed while it was streamed."""
+    """The ``error`` of a response that failed while it was streamed; its codes have one word for a sender's mistake."""
     trouble = trouble_of(error)
     note(error, trouble, path)
-    return {"code": "server_error", "message": _clean(trouble.body.error.message)}
+    code = "invalid_prompt" if trouble.status == 400 else "server_error"
+    return {"code": code, "message": _clean(trouble.body.error.message)}
 
 
 def note(error: Exception, trouble: Trouble, path: str) -> None:

@@ -55,12 +55,15 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     """The keys of a file: one a line, ``name:key [priority=N] [max_requests=N]``; ``#`` begins a comment.
 
     Raises:
-        UsageError: a line is something else, or a name or key comes twice. The message never has the key.
+        UsageError: a line is something else, a name or key comes twice, or there is none: a file that was not filled
+            would lock everybody out. The message never has the key.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             keys.append(_parse_line(line.strip(), f"{source}, line {number}"))
+    if not keys:
+        raise UsageError(f"{source} has no API key; accepted: a line {LINE} for each, at least one")
     for what, values in (("name", [k.name for k in keys]), ("key", [k.digest for k in keys])):
         if len(set(values)) != len(values):
             raise UsageError(f"{source} has a {what} twice; each is accepted once")
@@ -105,7 +108,7 @@ class KeyRing:
 
     @property
     def wanted(self) -> bool:
-        """Whether a request needs a key at all: an empty file lets nobody in, no file everybody."""
+        """Whether a request needs a key at all."""
         return bool(self.fixed) or self.file is not None
 
     def find(self, key: str) -> ApiKey | None:

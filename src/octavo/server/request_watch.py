@@ -72,7 +72,8 @@ class RequestWatch:
         self.output_tokens += count
 
     def fail(self, error: Exception) -> None:
-        self.finish_reason = "refused" if isinstance(error, RequestError | BusyError) else "error"
+        never_ran = isinstance(error, RequestError | BusyError) and not self.output_tokens
+        self.finish_reason = "refused" if never_ran else "error"
         self.error = str(error)
 
     def record(self) -> RequestRecord:

@@ -110,6 +110,8 @@ def test_shares_hang_up_and_are_malformed() -> None:
     assert len(left) / 4000 == pytest.approx(0.2, abs=0.02)
     assert wrong.total() / 4000 == pytest.approx(0.05, abs=0.01)
     assert set(left) == set(range(10))
+    for early in (0, 1):
+        assert left.count(early) / len(left) == pytest.approx(1 / 3 + 1 / 30, abs=0.06)
     assert set(wrong) == set(KINDS)
     assert not any(p.malformed and p.leave_after is not None for p in plan)
 

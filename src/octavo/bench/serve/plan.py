@@ -38,7 +38,11 @@ def make_plan(
     disconnect: float = 0.0,
     malformed: float = 0.0,
 ) -> list[Planned]:
-    """A request at each of ``times``. ``disconnect`` and ``malformed`` are the shares that hang up and are wrong."""
+    """A request at each of ``times``. ``disconnect`` and ``malformed`` are the shares that hang up and are wrong.
+
+    A third of those that hang up does so before the answer, a third at its first piece, a third anywhere: a busy server
+    joins tokens, so that few answers have as many pieces as tokens.
+    """
     plan = []
     for at, prompt, output_len in zip(times, prompts, output_lens, strict=True):
         fate = rng.random()
@@ -46,6 +50,6 @@ def make_plan(
         if fate < malformed:
             more["malformed"] = rng.choice(KINDS)
         elif fate < malformed + disconnect:
-            more["leave_after"] = rng.randrange(output_len)
+            more["leave_after"] = rng.choice((0, 1, rng.randrange(output_len)))
         plan.append(Planned(at, prompt, output_len, **more))
     return plan
