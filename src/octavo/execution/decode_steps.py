@@ -20,7 +20,7 @@ class DecodeSteps:
         self._recordings: dict[tuple[int, bool], Recording | None] = {}
 
     def logits(self, batch: ForwardBatch) -> Tensor:
-        """Of each row, ``[R, V]`` in the model's dtype; good until the next step."""
+        """Of each row, ``[R, V]`` in the model's dtype or float32; good until the next step."""
         size = len(batch.query_lens), batch.lora is not None
         if size not in self._recordings:
             logits, self._recordings[size] = self._ops.record(batch, lambda: self._compute(batch))

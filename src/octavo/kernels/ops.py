@@ -81,6 +81,12 @@ class Ops(ABC):
         through ``pack_linear``.
         """
 
+    def logits(self, x: Tensor, weight: Operand) -> Tensor:
+        """``linear`` of the head: ``[S, V]`` in x's dtype; or float32, where the kernel has its sums so. Rounded to 16
+        bits, likely tokens get equal logits: of SmolLM2's greedy tokens one in fifty is then another one.
+        """
+        return self.linear(x, weight)
+
     @abstractmethod
     def plan_lora(self, numbers: Tensor, max_loras: int) -> LoraPlan | None:
         """Sort a step's tokens by their adapters once, for ``lora_add`` of all layers.

@@ -41,8 +41,8 @@ class LMHead(Matrix):
         return self.product(hidden).float()
 
     def product(self, hidden: Tensor) -> Tensor:
-        """The logits in the model's dtype, as the product leaves them."""
-        return self.shard.all_gather(self.multiply(hidden))[:, : self.vocab_size]
+        """The logits as the product leaves them: in the model's dtype or float32."""
+        return self.shard.all_gather(self.ops.logits(hidden, self.operand))[:, : self.vocab_size]
 
     @classmethod
     def tied(cls, build: Build, embedding: Embedding) -> LMHead:

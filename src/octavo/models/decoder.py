@@ -111,7 +111,7 @@ class DecoderModel(nn.Module):
         return logits
 
     def raw_logits(self, hidden: Tensor) -> Tensor:
-        """The same in the model's dtype, which saves a copy where the sampler takes that."""
+        """The same in float32 or the model's dtype, which saves a copy where the sampler takes that."""
         return self.lm_head.product(hidden)
 
     def own_tensors(self, tensor: NamedTensor) -> Iterator[NamedTensor]:

@@ -378,3 +378,18 @@ def test_what_is_packed_takes_little_more_memory():
     ops = CpuOps()
     for weight in (quantize(randn(64, 256), "int8"), *(blocks(kind, 64, 512) for kind in BLOCK_FORMS)):
         assert ops.pack_linear(weight).nbytes <= 1.03 * weight.nbytes
+
+
+@pytest.mark.parametrize("form", ["plain", "int8", "fp8", "Q8_0"])
+def test_logits_are_the_sums_in_float32(products, form):
+    weight = randn(50, 96).bfloat16()
+    operand = weight if form == "plain" else blocks(form, 50, 96) if form == "Q8_0" else quantize(weight, form)
+    panels = products.pack(operand)
+    for rows in (1, 9):
+        x = randn(rows, 96, seed=rows).bfloat16()
+        logits, short = products.logits(x, panels), products.linear(x, panels, None)
+        assert logits.dtype is torch.float32
+        assert torch.equal(logits.bfloat16(), short)
+        if form != "fp8":
+            close(logits, x, operand, panels)
+            assert not torch.equal(logits, short.float())

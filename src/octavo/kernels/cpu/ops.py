@@ -114,6 +114,11 @@ class CpuOps(ReferenceOps):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
 
+    def logits(self, x: Tensor, weight: Operand) -> Tensor:
+        if isinstance(weight, Panels) and self._products is not None:
+            return self._products.logits(x, weight)
+        return super().logits(x, weight)
+
     def _stacked(self, x: Tensor, weight: StackedWeight, bias: Tensor | None) -> Tensor:
         fused = None if self._products is None else self._products.stacked(x, weight, bias)
         if fused is not None:

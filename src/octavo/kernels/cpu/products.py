@@ -27,7 +27,7 @@ class _ProductCall(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("form", "panels", "x", "order", "norm", "residual", "total", "bias", "out")),
         *(("scratch", c_void_p), ("rows", c_int64), ("out_stride", c_int64)),
-        *((name, c_int32) for name in ("bf16", "parts", "gated")),
+        *((name, c_int32) for name in ("bf16", "out_bf16", "parts", "gated")),
         ("eps", c_float),
     )
 
@@ -73,8 +73,14 @@ class Products:
             return self._rows(x, weight, None if bias is None else bias.float()).to(dtype)
         return self._rows(x, weight, bias)
 
-    def _rows(self, x: Tensor, weight: Panels, bias: Tensor | None) -> Tensor:
-        out = x.new_empty(x.shape[0], weight.shape[0])
+    def logits(self, x: Tensor, weight: Panels) -> Tensor:
+        """``x [T, K] @ weight [N, K].T``: ``[T, N]`` in float32, as the sums are."""
+        if x.dtype not in _DTYPES or not x.is_contiguous() or isinstance(weight.rounding, Fp8Weight):
+            return self.linear(x, weight, None).float()
+        return self._rows(x, weight, None, torch.float32)
+
+    def _rows(self, x: Tensor, weight: Panels, bias: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+        out = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
         self.multiply(x, weight, bias, out)
         return out
 
@@ -109,7 +115,8 @@ class Products:
         gated: bool = False,
         parts: int | None = None,
     ) -> None:
-        """``out [T, N] = x [T, K] @ weight.T + bias``, all bfloat16 or all float32; x is contiguous, out's rows are.
+        """``out [T, N] = x [T, K] @ weight.T + bias``, all bfloat16 or all float32, or out alone in float32; x is
+        contiguous, out's rows are.
 
         Args:
             norm: what happens to x first.
@@ -126,7 +133,8 @@ class Products:
         tensors = (weight.data, x, weight.order, *before, bias, out, memory)
         call = _ProductCall(
             *(ctypes.addressof(weight.form), *(None if each is None else each.data_ptr() for each in tensors)),
-            *(x.shape[0], out.stride(0), bf16, parts, gated, 0 if norm is None else norm.eps),
+            *(x.shape[0], out.stride(0), bf16, out.dtype is torch.bfloat16, parts, gated),
+            0 if norm is None else norm.eps,
         )
         self._tasks.run(self._product, call, *tensors)
 

@@ -8,7 +8,7 @@ typedef struct {
   void *to;         /* [rows][stride] */
   const void *bias; /* [outputs] or null */
   int64_t stride;
-  int bf16;  /* else float32, both */
+  int bias_bf16, bf16; /* else float32 */
   int parts; /* rows of y that are added up to one */
 } Output;
 
@@ -23,10 +23,10 @@ INLINE void store_as(void *p, vf v, int bf16) {
 
 /* 16 numbers of the bias, from a column on, 0 behind its end. */
 INLINE vf bias_at(const Output *out, int64_t column, int64_t outputs) {
-  int64_t each = out->bf16 ? 2 : 4, left = outputs - column;
+  int64_t each = out->bias_bf16 ? 2 : 4, left = outputs - column;
   uint8_t spare[LANES * 4] = {0};
   if (out->bias) memcpy(spare, (const uint8_t *)out->bias + column * each, (left < LANES ? left : LANES) * each);
-  return load_as(spare, out->bf16);
+  return load_as(spare, out->bias_bf16);
 }
 
 INLINE vf added_up(const float *y, int parts) {

@@ -31,7 +31,7 @@ typedef struct {
   void *out;                   /* [rows][out_stride] */
   uint8_t *scratch;            /* octavo_product_scratch, 64-byte aligned */
   int64_t rows, out_stride;
-  int32_t bf16;  /* x, norm, bias and out; else float32 */
+  int32_t bf16, out_bf16; /* x, norm and bias; out; else float32 */
   int32_t parts; /* rows of int8 that make up one of x, if that is rounded */
   int32_t gated; /* out [rows][outputs / 2] = silu of the first half of the outputs times the second */
   float eps;
@@ -155,7 +155,7 @@ static void run_panels(const ProductCall *c, const Shape *s, const Sized *kernel
   float y[RUN][MOST_ROWS * LANES] __attribute__((aligned(64))), up[RUN][MOST_ROWS * LANES] __attribute__((aligned(64)));
   const Form *f = c->form;
   const uint8_t *panels = c->panels + panel * panel_bytes(f), *others = panels + num_panels(f) / 2 * panel_bytes(f);
-  Output out = {c->out, c->bias, c->out_stride, c->bf16, s->parts};
+  Output out = {c->out, c->bias, c->out_stride, c->bf16, c->out_bf16, s->parts};
   for (int64_t first = from; first < to; first += MOST_ROWS) {
     int64_t rows = smaller(to - first, MOST_ROWS);
     const Sized *kernel = kernels;
