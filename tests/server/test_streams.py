@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -16,6 +17,7 @@ import pytest
 from helpers_client import FakeClient
 from helpers_http import asgi, call, events_of, live_url, make, tokenizer
 from octavo.client.verbs import BusyError, EngineDeadError
+from octavo.errors import FormError
 from octavo.server.body import MAX_BRACKETS
 from octavo.server.options import ServerOptions
 from octavo.server.stream import EventStream
@@ -56,6 +58,29 @@ def test_a_failure_in_the_middle_is_the_last_event(path: str) -> None:
     assert last["error"]["message"] == "the engine was killed"
     assert not client.running
     assert not len(app.state.server.live)
+
+
+FORMED: list[tuple[str, dict[str, Any], str]] = [
+    (URL, {"messages": HI, "guided_regex": "a+"}, "guided_regex"),
+    ("/v1/completions", {"prompt": "Hi there", "guided_regex": "a+"}, "guided_regex"),
+    ("/v1/messages", {"messages": HI, "max_tokens": 9}, "tools"),
+    ("/v1/responses", {"input": "Hi", "text": {"format": {"type": "json_object"}}}, "text"),
+]
+
+
+@pytest.mark.parametrize(("path", "ask", "field"), FORMED)
+def test_a_form_that_fails_in_the_middle_is_the_senders_mistake(path: str, ask: dict[str, Any], field: str) -> None:
+    app, client = make(FakeClient(tokenizer(), failure=FormError("it is too complex"), fail_after=2))
+    whole = call(app, "POST", path, ask)
+    assert (whole.status_code, whole.json()["error"]["message"]) == (400, f"{field}: it is too complex")
+    last = events_of(call(app, "POST", path, {**ask, "stream": True}))[-1]
+    error = last["response"]["error"] if path == "/v1/responses" else last["error"]
+    assert error["message"] == f"{field}: it is too complex"
+    assert "invalid" in error.get("type", error.get("code"))
+    assert not client.running
+    counted = re.search(r"octavo:request_generation_tokens_count.* (\S+)", call(app, "GET", "/metrics").text)
+    assert counted is not None
+    assert float(counted[1]) == 2, "they have been at work, so they count"
 
 
 def test_a_stream_of_several_prompts_fails_as_a_whole() -> None:
