@@ -175,9 +175,9 @@ class Assembler:
             scores[event.start : event.start + len(named)] = named
 
     def _finish(self, group: Group, completion: Completion, reason: str, stop_reason: str | int | None) -> None:
-        completion.finish(reason, stop_reason)
-        if reason == "error" and stop_reason is not None and completion.request.params.structured_outputs is not None:
-            group.output.refused = str(stop_reason)  # by itself the model can always go on
+        completion.finish("error" if reason == "refused" else reason, stop_reason)
+        if reason == "refused" and completion.output.finish_reason == "error":  # the last text may have been a stop
+            group.output.refused = str(stop_reason)
         group.num_unfinished -= 1
         del self._members[completion.request.id]
         if group.num_unfinished == 0:

@@ -403,6 +403,8 @@ def test_a_form_that_cannot_be_compiled_is_the_lines_fault(model: Path, files: t
     error = error_of(found["schema"])
     assert (error["type"], error["param"]) == ("invalid_request_error", "guided_json")
     assert "the json of structured_outputs cannot be used" in error["message"]
-    assert "the grammar of structured_outputs cannot go on" in error_of(found["complex"])["message"]
+    error = error_of(found["complex"])
+    assert (error["type"], error["param"]) == ("invalid_request_error", "guided_grammar")
+    assert error["message"].startswith("guided_grammar: the grammar of structured_outputs cannot go on")
     assert found["complex"]["response"]["status_code"] == 400
     assert found["good"]["response"]["body"]["choices"][0]["message"]["content"] == "yes"

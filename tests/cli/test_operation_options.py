@@ -77,6 +77,10 @@ def test_a_wrong_file_of_keys_is_told_before_the_model_is_loaded(tmp_path: Path)
     file.write_text("alice sk-1\n")
     with pytest.raises(UsageError, match="line 1: accepted: name:key"):
         parse("--api-key-file", str(file))
+    file.write_text("# none yet\n")
+    with pytest.raises(UsageError, match="has no API key"):
+        parse("--api-key-file", str(file))
+    assert parse("--api-key", "a", "--api-key-file", str(file)).server["api_key_file"] == file
 
 
 def test_a_collector_without_an_address_is_told_before_the_model_is_loaded() -> None:

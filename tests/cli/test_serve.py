@@ -263,14 +263,17 @@ def test_a_disk_that_is_full_from_the_start_keeps_no_server_from_starting(model)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with open("/dev/full", "wb") as full, octavo_process("serve", model, "--port", port, *FAST, stderr=full) as process:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), process)
-        process.terminate()
-        assert process.wait(20) == 0
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/ready"), process)
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url).status_code == 200
+        return httpx.get(url, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -173,6 +173,18 @@ def test_an_error_ends_its_request_and_no_other() -> None:
     assert list(scheduler.requests) == ["b"]
 
 
+def test_what_its_options_refuse_ends_a_request_and_keeps_what_was_computed() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", [9] * 20))
+    plan = must_plan(scheduler)
+    events = scheduler.apply(result_of(plan, refused={plan.rows[0].slot: "no token is left"}))
+    assert events == [Finished("a", "refused", "no token is left")]
+    scheduler.check()
+    scheduler.add(make_request("b", [9] * 20))
+    (row,) = must_plan(scheduler).rows
+    assert row.start == 16
+
+
 def test_an_error_in_a_chunk_that_samples_nothing_counts_too() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=8)
     scheduler.add(make_request("a", 20))

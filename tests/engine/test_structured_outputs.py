@@ -217,6 +217,21 @@ def test_options_that_leave_no_token_fail_their_request_alone(path, async_schedu
 
 
 @pytest.mark.parametrize("async_scheduling", [True, False])
+def test_a_model_that_overflows_is_not_the_fault_of_who_asks_for_a_form(path, async_scheduling):
+    """Broken weights and options that leave no token, side by side: each is told as what it is."""
+    banned = {"min_tokens": 20, "structured_outputs": {"choice": ["a", "b"]}}
+    params = [SamplingParams(**GREEDY, **options) for options in ({"structured_outputs": DIGITS}, {}, banned)]
+    with LLM(str(path), **ENGINE, async_scheduling=async_scheduling) as llm:
+        llm.engine._executor._runner.model.model.embed_tokens.weight.data[300] = float("nan")
+        with_form, plain, refused = llm.generate([[4, 300], [5, 300], [4, 5]], params, use_tqdm=False)
+    for output in (with_form, plain):
+        assert (output.outputs[0].finish_reason, output.refused) == ("error", None)
+        assert "the model overflowed" in output.outputs[0].stop_reason
+    assert refused.outputs[0].finish_reason == "error"
+    assert refused.refused.startswith("no token is left: the request's other options")
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False])
 def test_without_an_end_token_a_finished_grammar_ends_the_request(path, tmp_path, async_scheduling):
     endless = make_model(tmp_path, end=False)
     options = {**ENGINE, "async_scheduling": async_scheduling}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from octavo import LLM, SamplingParams
 from octavo.build_engine import build_engine
 from octavo.client.wire import Abort, Answer, Call, Generate, Hello, Limits, News, Refused, Stop, ToEngine, encode
 from octavo.config import BATCHED_TOKENS, SERVED_TOKENS, EngineConfig
+from octavo.core.plan import Event, Finished, StepPlan
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.loop import MAX_FAILURES, EngineFailedError, EngineLoop, is_device_lost
@@ -257,8 +258,14 @@ def test_what_nobody_has_thought_of_ends_one_request_or_call_and_not_the_engine(
 def test_a_form_that_fails_while_it_is_followed_is_refused_and_ends_all_that_it_was_asked_for(folder: Path) -> None:
     several = SamplingParams(n=3, temperature=1, seed=1, max_tokens=80, structured_outputs=TOO_COMPLEX)
     steps: list[int] = []
+    ends: list[str] = []
+
+    def listen(plan: StepPlan | None, events: Sequence[Event]) -> None:
+        steps.extend([len(plan.rows)] if plan else [])
+        ends.extend(e.reason for e in events if isinstance(e, Finished) and e.request_id.startswith("r1"))
+
     with LLM(str(make_model(folder / "complex")), **ENGINE) as llm:
-        llm.engine.listeners.append(lambda plan, events: steps.append(len(plan.rows)) if plan else None)
+        llm.engine.listeners.append(listen)
         sent = play(llm, [request(1, params=several), request(2, params=replace(SIX, max_tokens=60))])
         (refused,) = [refused for news in sent for refused in news.refused]
         assert (refused.key, refused.kind) == (1, "form")
@@ -266,7 +273,10 @@ def test_a_form_that_fails_while_it_is_followed_is_refused_and_ends_all_that_it_
         assert "\n" not in refused.message
         assert tokens_of(sent, 1), "the answer had begun"
         assert ends_of(sent) == {2: ("length", None)}
+        assert sorted(ends) == ["abort", "abort", "refused"], "what others follow no more ends with the first"
         assert (steps[-1], llm.engine.has_unfinished_requests()) == (1, False)
+        assert sent[-1].load is not None
+        assert sent[-1].load.finished == {"error": 3, "length": 1}
         llm.engine.scheduler.check()
 
 

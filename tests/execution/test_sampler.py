@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from helpers_sampling import choose, edited, survivors, walk
 from octavo.errors import ModelError
+from octavo.execution.fetch import Fetch
 from octavo.execution.logprobs import prompt_logprobs
 from octavo.execution.sampler import Sampler
 from octavo.kernels import for_device
@@ -106,10 +107,12 @@ def test_masks_ban_all_but_their_tokens_whatever_else_is_asked(pairs, seed):
         values = edited(logits[row].numpy(), params, prompt, output, EOS, words, masks[row])
         if masks[row] is not None and not np.isfinite(values).any():
             assert found.bad[row]
+            assert found.banned[row]
             continue
         number = uniform(np.array([1000 + row], np.uint64), np.array([len(output)], np.uint64))[0]
         token = int(found.token_ids[row])
         assert not found.bad[row]
+        assert not found.banned[row]
         assert masks[row] is None or token in masks[row]
         assert token == choose(values, params, number) or near_tie(values, params, number)
         check_logprobs(found.logprobs[row], logits[row], token, params.logprobs)
@@ -253,6 +256,21 @@ def test_a_request_that_bans_every_token_is_reported():
     sampler = Sampler(1, VOCAB)
     sampler.add(0, SamplingParams(allowed_token_ids=[2, 5], min_tokens=1), [1], [], 0, EOS)
     assert sampler.sample(random_logits(0, 1), torch.tensor([0])).bad.tolist() == [True]
+
+
+@pytest.mark.parametrize("kind", [{}, {"logprobs": 2}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_mask_is_to_blame_only_where_the_logits_were_finite(kind, value):
+    """Rows: good; an overflow with and without a mask; a mask that leaves what min_tokens bans; nothing to blame."""
+    params = [SamplingParams(**kind)] * 3 + [SamplingParams(**kind, min_tokens=1), SamplingParams(**kind)]
+    logits = random_logits(1, 5)
+    logits[1:3] = value
+    masks = {0: bits_of({4}), 1: bits_of({4}), 3: bits_of(set(EOS))}
+    sampled = filled([(each, [1], [], []) for each in params]).sample(logits, torch.arange(5), masks)
+    for found in (sampled.to_host(), Fetch.of(sampled).wait()):
+        assert found.bad.tolist() == [False, True, True, True, False]
+        assert found.banned.tolist() == [False, False, False, True, False]
+        assert found.token_ids[[0, 1, 2, 3]].tolist() == [4, 0, 0, 0]
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])

@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from octavo.errors import RequestError
 from octavo.grammar.checked import checked_grammar
+from octavo.grammar.source import parser_limits
 from octavo.grammar.worker import CPU_SECONDS
 from octavo.structured_outputs import MAX_CHARACTERS, MAX_CHOICES, StructuredOutputs
 
@@ -38,6 +39,19 @@ def test_a_form_matches_what_it_says(form, good, bad):
     grammar = checked_grammar(StructuredOutputs(**form))
     assert [accepts(grammar, text) for text in good] == [True] * len(good)
     assert [accepts(grammar, text) for text in bad] == [False] * len(bad)
+
+
+def test_a_schema_of_hundreds_of_optional_properties_is_within_the_limits():
+    """Each that is left out is one more way to go on."""
+    properties = {f"p{i}": {"type": "integer"} for i in range(300)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    grammar = checked_grammar(StructuredOutputs(json=schema))
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=parser_limits())
+    for byte in b'{"p0": 1, "p150": 2, "p299": 3}':
+        matcher.compute_bitmask()
+        assert matcher.consume_token(byte), matcher.get_error()
+    assert matcher.is_accepting()
+    assert not matcher.is_error()
 
 
 def test_a_grammar_may_name_the_models_special_tokens_and_no_others():

@@ -120,7 +120,7 @@ def test_a_lexer_that_failed_is_not_handed_to_the_next_one(monkeypatch):
         while waits and name not in grammars.ready()[0]:
             grammars.wait(1.0)
         ((_, reason, message),) = grammars.apply([Sampled(name, TOKENIZER.encode("x")[0])])
-        assert reason == "error"
+        assert reason == "refused"
         assert "cannot go on after what was written" in message
     assert len(asked) == 2
     grammars.stop()

@@ -39,8 +39,6 @@ def test_a_file_of_keys() -> None:
         ("alice:SECRET\nalice:b", "keys has a name twice"),
         ("alice:SECRET\nbob:SECRET", "keys has a key twice"),
         ("a" * 65 + ":SECRET", "line 1: accepted"),
-        ("", "keys has no API key; accepted: a line name:key"),
-        ("# SECRET\n \t\n\n", "keys has no API key"),
         ("alice: \t ", "line 1: accepted"),
         ("alice:\u00a0\u2003", "line 1: accepted"),
     ],
@@ -64,7 +62,7 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_is_not(tmp_path: Path, cap
     assert (named("one"), named("two"), named("")) == ("alice", None, None)
     file.write_text("alice:one\nbob:two")
     assert named("two") == "bob"
-    for wrong in ("rubbish", "", "# nobody\n"):
+    for wrong in ("rubbish", "", "# bob\nrubbish"):
         caplog.clear()
         file.write_text(wrong)
         assert named("two") == "bob"
@@ -75,6 +73,22 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_is_not(tmp_path: Path, cap
     replacement.write_text("carol:three")
     os.replace(replacement, file)
     assert (named("two"), named("three")) == (None, "carol")
+
+
+@pytest.mark.parametrize("text", ["# bob:two\n", "\n"])
+def test_the_last_key_of_a_file_can_be_revoked(tmp_path: Path, text: str) -> None:
+    clock, file = Clock(), tmp_path / "keys"
+    file.write_text("bob:two")
+    ring = KeyRing([make_key("alice", "one")], file, clock)
+    alone = KeyRing(file=file, clock=clock)
+    file.write_text(text)
+    clock.now += 2
+    assert (ring.find("two"), alone.find("two")) == (None, None)
+    assert ring.find("one") is not None
+    assert alone.wanted, "nobody is let in, and not everybody"
+    file.write_text("bob:three")
+    clock.now += 2
+    assert ring.find("three") is not None
 
 
 def test_the_file_is_not_looked_at_for_every_request(tmp_path: Path) -> None:
@@ -150,11 +164,16 @@ def test_without_a_known_key_nobody_is_let_in(headers: Any, message: str) -> Non
     assert client.get("/health", headers=headers).status_code == 200
 
 
-def test_no_keys_let_everybody_in_but_an_empty_file_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "# SECRET\n \t\n\n"])
+def test_no_keys_let_everybody_in_but_a_file_without_any_needs_others_beside_it(tmp_path: Path, text: str) -> None:
     assert guarded(KeyRing()).get("/v1/whoami").json() == {"name": "", "priority": 0}
-    (tmp_path / "keys").write_text("# none yet\n")
-    with pytest.raises(UsageError, match="has no API key"):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UsageError, match="keys has no API key; accepted: a line name:key") as caught:
         KeyRing(file=tmp_path / "keys")
+    assert "SECRET" not in str(caught.value)
+    client = guarded(KeyRing([make_key("alice", "sk-1")], tmp_path / "keys"))
+    assert client.get("/v1/whoami", headers={"x-api-key": "sk-1"}).json()["name"] == "alice"
+    assert client.get("/v1/whoami").status_code == 401
 
 
 def test_a_key_has_its_most_requests_at_once() -> None:

@@ -222,7 +222,8 @@ class BatchRunner:
     def _answer(self, job: Job, outputs: list[RequestOutput]) -> None:
         refused = [output.refused for output in outputs if output.refused is not None]
         if refused:
-            self._write(job.number, job.custom_id, refusal(RequestError(refused[0])), 400)
+            field = form_field(job.body)
+            self._write(job.number, job.custom_id, refusal(FieldError(f"{field}: {refused[0]}", field)), 400)
             return
         errors = [c.stop_reason for output in outputs for c in output.outputs if c.finish_reason == "error"]
         if errors:

@@ -76,7 +76,7 @@ def split_operation_options(options: dict[str, Any]) -> Operating:
     Raises:
         UsageError: a certificate and its key are wrong, or an API key or a file of them, or traces cannot be sent.
     """
-    from octavo.server.keys import KeyRing
+    from octavo.server.keys import KeyRing, make_key
     from octavo.server.patient_http import patient_http
     from octavo.server.tls import check_tls
     from octavo.server.tracing import check_export
@@ -87,7 +87,8 @@ def split_operation_options(options: dict[str, Any]) -> Operating:
     http = patient_http(options.pop("receive_timeout"), options.pop("send_timeout"))
     server = {name: options.pop(name) for name in _OF_THE_SERVER}
     _check_api_keys(server["api_keys"])
-    KeyRing(file=server["api_key_file"])  # read now, so that what is wrong is told before the model is loaded
+    # Read now, so that what is wrong is told before the model is loaded.
+    KeyRing([make_key("", key) for key in server["api_keys"]], server["api_key_file"])
     if server["otlp_endpoint"] is not None:
         check_export(server["otlp_endpoint"])
     return Operating(server=server, uvicorn={"http": http, **tls}, log_format=options.pop("log_format"))

@@ -122,7 +122,9 @@ class Embedded(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A request is over: ``reason`` is "stop", "length", "abort" or "error"."""
+    """A request is over: ``reason`` is "stop", "length", "abort", "error", or "refused": what it asks for cannot be
+    had, though the model could go on; ``stop_reason`` says why.
+    """
 
     request_id: str
     reason: str
@@ -169,6 +171,7 @@ class StepResult(msgspec.Struct, frozen=True):
         errors: slot -> why its logits cannot be sampled from; what stands in ``token_ids`` for such a row is
             ignored.
         vectors: slot -> the vector of its prompt.
+        refused: slot -> why its own options leave no token, though its logits are sound; else as ``errors``.
     """
 
     step: int
@@ -177,6 +180,7 @@ class StepResult(msgspec.Struct, frozen=True):
     prompt_logprobs: dict[int, tuple[int, tuple[Logprobs, ...]]] = msgspec.field(default_factory=dict)
     errors: dict[int, str] = msgspec.field(default_factory=dict)
     vectors: dict[int, Sequence[float]] = msgspec.field(default_factory=dict)
+    refused: dict[int, str] = msgspec.field(default_factory=dict)
 
 
 def table_checksum(tables: Iterable[tuple[int, int, Iterable[int]]]) -> int:

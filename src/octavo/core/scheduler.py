@@ -332,7 +332,7 @@ class Scheduler:
         """Take in what the oldest step in flight brought; free what waited for it."""
         flight = self.in_flight.land(result.step)
         events, self._untold = self._untold, []
-        if result.prompt_logprobs or result.errors or result.vectors:
+        if result.prompt_logprobs or result.errors or result.vectors or result.refused:
             by_slot = flight.by_slot()
             events += self._prompt_scores(by_slot, result)
             events += self._vectors(by_slot, result)
@@ -357,12 +357,13 @@ class Scheduler:
         return [Embedded(request.id, v) for request, v in vectors if request.status is not Status.FINISHED]
 
     def _end_failed(self, by_slot: dict[int, Request], result: StepResult, now: float) -> list[Event]:
-        """End the requests that have an error. What they computed may be wrong: no one shall find it."""
-        failed = [(by_slot[slot], why) for slot, why in result.errors.items()]
-        for request, _ in failed:
-            self.pool.forget(request.block_hashes)
-        alive = [(request, why) for request, why in failed if request.status is not Status.FINISHED]
-        return [self._finish(request, "error", why, now) for request, why in alive]
+        """End the requests that have no token. What computed an error may be wrong: no one shall find it."""
+        for slot in result.errors:
+            self.pool.forget(by_slot[slot].block_hashes)
+        failed = [(by_slot[slot], "error", why) for slot, why in result.errors.items()]
+        failed += [(by_slot[slot], "refused", why) for slot, why in result.refused.items()]
+        alive = [end for end in failed if end[0].status is not Status.FINISHED]
+        return [self._finish(request, reason, why, now) for request, reason, why in alive]
 
     def _take_token(self, request: Request, token_id: int, now: float) -> tuple[str, int | None] | None:
         """Append a token that arrived; why the request ends with it, if it does."""

@@ -76,6 +76,9 @@ class Desk:
         return left
 
     def _refuse(self, followed: Followed, why: str) -> None:
+        cursors = [cursor for _, cursor in followed.completions]
+        if any(cursor.num_tokens for cursor in cursors):  # else it is as if it had never been queued
+            self._meter.finished["error"] += sum(not cursor.finished for cursor in cursors)
         self._forget(followed)
         self.news.refused.append(Refused(followed.key, why, kind="form"))
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from octavo.execution.sampler import HostSample, SampledTokens
 from octavo.kernels.sampling import Logprobs
 
+_BAD, _BANNED = -1, -2
+"""What stands for the token of a row that has none, and why: see `SampledTokens`."""
+
 
 class Fetch:
     """Copies that were started, and what they are to become. ``wait`` waits for these copies alone."""
@@ -38,7 +41,9 @@ class Fetch:
     @classmethod
     def of(cls, sampled: SampledTokens) -> Fetch:
         """Of tokens with log-probabilities."""
-        tokens = sampled.token_ids.masked_fill(sampled.bad, -1)
+        tokens = sampled.token_ids.masked_fill(sampled.bad, _BAD)
+        if sampled.banned is not None:
+            tokens.masked_fill_(sampled.banned, _BANNED)
         return cls([tokens, *(sampled.logprobs or ())], sampled.logprob_rows, sampled.logprob_widths)
 
     def wait(self) -> HostSample:
@@ -48,9 +53,9 @@ class Fetch:
         tokens, *logprobs = self._host
         if self._kept is not None:
             tokens = tokens[torch.from_numpy(self._kept)]
-        bad = tokens < 0
+        bad, banned = tokens < 0, tokens == _BANNED
         found = Logprobs(*logprobs) if logprobs else None
-        return SampledTokens(tokens.masked_fill(bad, 0), bad, found, self._rows, self._widths).to_host()
+        return SampledTokens(tokens.masked_fill(bad, 0), bad, found, self._rows, self._widths, banned).to_host()
 
 
 def _start_copy(tensor: Tensor) -> Tensor:

@@ -64,10 +64,11 @@ _EXTRAS = np.dtype(
 
 
 class HostSample(NamedTuple):
-    """``SampledTokens`` on the host: token ids int64 [S], bad rows bool [S], log-probabilities or None."""
+    """``SampledTokens`` on the host: token ids int64 [S], bad and banned rows bool [S], log-probabilities or None."""
 
     token_ids: np.ndarray
     bad: np.ndarray
+    banned: np.ndarray
     logprobs: list[TokenLogprobs | None]
 
 
@@ -81,6 +82,8 @@ class SampledTokens(NamedTuple):
         logprobs: of the rows that asked for them.
         logprob_rows: which rows these are, int64 [N], ascending.
         logprob_widths: how many of the likeliest tokens each of them asked for.
+        banned: bool [S]: of the bad rows with a mask those whose logits were finite before it, so that the request's
+            own options leave no token; None where no row has a mask.
     """
 
     token_ids: Tensor
@@ -88,6 +91,7 @@ class SampledTokens(NamedTuple):
     logprobs: Logprobs | None = None
     logprob_rows: Sequence[int] = ()
     logprob_widths: Sequence[int] = ()
+    banned: Tensor | None = None
 
     def to_host(self) -> HostSample:
         """Wait for the device and fetch all of it."""
@@ -98,7 +102,9 @@ class SampledTokens(NamedTuple):
             found = to_host(token_ids[rows], self.logprobs, self.logprob_widths)
             for row, entry in zip(rows, found, strict=True):
                 logprobs[row] = entry
-        return HostSample(token_ids.numpy(), self.bad.cpu().numpy(), logprobs)
+        bad = self.bad.cpu().numpy()
+        banned = np.zeros_like(bad) if self.banned is None else self.banned.cpu().numpy()
+        return HostSample(token_ids.numpy(), bad, banned, logprobs)
 
 
 class Sampler:
@@ -208,17 +214,17 @@ class Sampler:
         extras = self._extras[where]
         asked = np.flatnonzero(extras["logprobs"] >= 0)
         raw = raw_rows(logits, asked) if len(asked) else None
-        if masks:
-            self._mask(logits, slot_list, masks)
+        finite = self._mask(logits, slot_list, masks) if masks else None
         self._edits.apply(logits, slot_list, self._positions[where])
         self._penalise(logits, slot_list, extras)
         token_ids, bad = self._choose(logits, where)
         self._record(slot_list, token_ids)
+        banned = None if finite is None else bad & finite
         if raw is None:
-            return SampledTokens(token_ids, bad)
+            return SampledTokens(token_ids, bad, banned=banned)
         widths = extras["logprobs"][asked].tolist()
         logprobs = self._ops.gather_logprobs(raw, token_ids[self._to_device(asked)], max(widths))
-        return SampledTokens(token_ids, bad, logprobs, asked.tolist(), widths)
+        return SampledTokens(token_ids, bad, logprobs, asked.tolist(), widths, banned)
 
     def sample_plain(self, logits: Tensor, slots: np.ndarray) -> SampledTokens:
         """``sample`` for slots of which none ``needs_edits`` nor has a mask; ``logits`` [S, V], float32 or the model's
@@ -226,11 +232,17 @@ class Sampler:
         """
         return SampledTokens(*self._choose(logits, slots))
 
-    def _mask(self, logits: Tensor, slots: list[int], masks: TokenMasks) -> None:
+    def _mask(self, logits: Tensor, slots: list[int], masks: TokenMasks) -> Tensor | None:
+        """Apply the masks. Which rows have one and had a finite maximum before, bool [S]; None if none has a mask."""
         rows = [row for row, slot in enumerate(slots) if slot in masks]
-        if rows:
-            words = np.stack([np.frombuffer(masks[slots[row]], np.int32) for row in rows])
-            self._ops.apply_token_bitmask(logits, self._to_device(np.asarray(rows)), self._to_device(words))
+        if not rows:
+            return None
+        where = self._to_device(np.asarray(rows))
+        finite = torch.zeros(len(slots), dtype=torch.bool, device=logits.device)
+        finite.index_copy_(0, where, logits.index_select(0, where).amax(1).isfinite())
+        words = np.stack([np.frombuffer(masks[slots[row]], np.int32) for row in rows])
+        self._ops.apply_token_bitmask(logits, where, self._to_device(words))
+        return finite
 
     def _penalise(self, logits: Tensor, slots: list[int], extras: np.ndarray) -> None:
         rows = [row for row, slot in enumerate(slots) if slot in self._counts]

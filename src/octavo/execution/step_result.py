@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from octavo.core.plan import StepPlan, StepResult
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.sampler import HostSample
@@ -10,20 +12,20 @@ from octavo.outputs import Logprob, Logprobs
 NO_TOKEN = "the logits have no finite maximum: the model overflowed, or the request's options ban every token"
 NO_ALLOWED_TOKEN = (
     "no token is left: the request's other options (min_tokens, allowed_token_ids, bad_words) ban all that its grammar "
-    "allows, or the model overflowed"
+    "allows"
 )
 
 
 def step_result(plan: StepPlan, sampled: HostSample, scores: dict[int, tuple[int, tuple[Logprobs, ...]]]) -> StepResult:
     """The result of ``plan``; ``sampled`` are those of its rows that sample."""
     asked = any(entry is not None for entry in sampled.logprobs)
-    errors = {}
+    errors, refused = {}, {}
     if sampled.bad.any():
-        sampling, masked = [row.slot for row in plan.rows if row.samples], dict(plan.masked)
-        bad = [slot for slot, bad in zip(sampling, sampled.bad, strict=True) if bad]
-        errors = {slot: NO_ALLOWED_TOKEN if slot in masked else NO_TOKEN for slot in bad}
+        sampling = np.array([row.slot for row in plan.rows if row.samples])
+        errors = dict.fromkeys(sampling[sampled.bad & ~sampled.banned].tolist(), NO_TOKEN)
+        refused = dict.fromkeys(sampling[sampled.banned].tolist(), NO_ALLOWED_TOKEN)
     logprobs = tuple(entry and as_output(entry) for entry in sampled.logprobs) if asked else ()
-    return StepResult(plan.step, tuple(sampled.token_ids.tolist()), logprobs, scores, errors)
+    return StepResult(plan.step, tuple(sampled.token_ids.tolist()), logprobs, scores, errors, refused=refused)
 
 
 def as_output(entry: TokenLogprobs) -> Logprobs:

@@ -22,8 +22,8 @@ COMPILING = "compiling its grammar"
 
 
 class Ending(NamedTuple):
-    """A request that its grammar ends: "stop", or "error" with what is wrong: its form cannot be used with this model,
-    or not any further."""
+    """A request that its grammar ends: "stop", or "refused" with what is wrong: its form cannot be used with this
+    model, or not any further."""
 
     request_id: str
     reason: str
@@ -88,7 +88,7 @@ class Grammars:
             try:
                 self._matchers[name] = Matcher(entry.form, entry.compiled.result(), entry.ends)
             except FormError as error:
-                endings.append(Ending(name, "error", str(error)))
+                endings.append(Ending(name, "refused", str(error)))
         return endings + self._update([name for name in compiled if name in self._matchers])
 
     def _made_tools(self) -> _Tools:
@@ -142,7 +142,7 @@ class Grammars:
         matchers = [self._matchers[name] for name in names]
         if matchers:
             self._made_tools().masks.update(matchers)
-        failed = [Ending(n, "error", m.error) for n, m in zip(names, matchers, strict=True) if m.error]
+        failed = [Ending(n, "refused", m.error) for n, m in zip(names, matchers, strict=True) if m.error]
         for matcher in matchers:
             if matcher.error:
                 self._made_tools().compiler.forget(matcher.form)

@@ -55,15 +55,12 @@ def parse_keys(text: str, source: str) -> tuple[ApiKey, ...]:
     """The keys of a file: one a line, ``name:key [priority=N] [max_requests=N]``; ``#`` begins a comment.
 
     Raises:
-        UsageError: a line is something else, a name or key comes twice, or there is none: a file that was not filled
-            would lock everybody out. The message never has the key.
+        UsageError: a line is something else, or a name or key comes twice. The message never has the key.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             keys.append(_parse_line(line.strip(), f"{source}, line {number}"))
-    if not keys:
-        raise UsageError(f"{source} has no API key; accepted: a line {LINE} for each, at least one")
     for what, values in (("name", [k.name for k in keys]), ("key", [k.digest for k in keys])):
         if len(set(values)) != len(values):
             raise UsageError(f"{source} has a {what} twice; each is accepted once")
@@ -88,10 +85,11 @@ def _parse_line(line: str, place: str) -> ApiKey:
 class KeyRing:
     """The keys of the command line, and those of a file, which is read again when it changes.
 
-    A file that cannot be read any more, or is wrong, changes nothing: a slip of the operator locks nobody out.
+    A file that cannot be read any more, or is wrong, or of 0 bytes, which an editor leaves half-way, changes nothing: a
+    slip of the operator locks nobody out. A file of comments or blank lines revokes all of its keys.
 
     Raises:
-        UsageError: the file is wrong from the start.
+        UsageError: the file is wrong from the start, or there is no key at all, which would lock everybody out.
     """
 
     fixed: Sequence[ApiKey] = ()
@@ -104,7 +102,9 @@ class KeyRing:
     def __post_init__(self) -> None:
         if self.file is not None:
             self._seen, self._looked_at = _version(self.file), self.clock()
-            self._from_file = _read(self.file)
+            self._from_file = parse_keys(_text_of(self.file), str(self.file))
+            if not self.fixed and not self._from_file:
+                raise UsageError(f"{self.file} has no API key; accepted: a line {LINE} for each, at least one")
 
     @property
     def wanted(self) -> bool:
@@ -133,18 +133,24 @@ class KeyRing:
         if version != self._seen:
             self._seen = version
             try:
-                self._from_file = _read(self.file)
+                self._from_file = _read_again(self.file)
                 log.info("API keys: %d read from %s", len(self._from_file), self.file)
             except UsageError as error:
                 log.error("API keys stay as they were: %s", error)
 
 
-def _read(file: Path) -> tuple[ApiKey, ...]:
+def _text_of(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise UsageError(f"cannot read the API keys in {str(file)!r}: {reason}") from None
+
+
+def _read_again(file: Path) -> tuple[ApiKey, ...]:
+    text = _text_of(file)
+    if not text:
+        raise UsageError(f"{file} is empty; a comment alone revokes all of its keys")
     return parse_keys(text, str(file))
 
 

@@ -330,6 +330,23 @@ def test_norm_and_gate(products, kind, dtype, gated):
             assert error < (1e-5 if dtype is torch.float32 else 5e-3 if kind == "none" else 2e-2)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("kind", ["none", "Q4_1"])
+def test_runs_of_panels(products, kind, gated):
+    """So many panels, 37 in each half, that a member of a team of two goes through several runs and a part of one."""
+    n, k = 2 * 16 * 37, 64
+    weight = randn(n, k) * 0.05 if kind == "none" else blocks(kind, n, k)
+    panels, gamma = products.pack(weight), torch.ones(k)
+    for count in (1, 12, 13):
+        x = randn(count, k, seed=count)
+        norm = Normalization(gamma, None, torch.empty(count, k), 1e-5)
+        found = products.after_norm(x, norm, panels, None, gated=gated)
+        expected = (x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()).double() @ matrix_of(weight).T
+        if gated:
+            expected = torch.nn.functional.silu(expected[:, : n // 2]) * expected[:, n // 2 :]
+        assert (found.double() - expected).abs().max() < (1e-4 if kind == "none" else 0.2) * expected.std()
+
+
 def test_what_a_norm_or_a_gate_cannot_go_with(products):
     x, gamma, odd = randn(2, 40).bfloat16(), torch.ones(40).bfloat16(), products.pack(randn(48, 40).bfloat16())
     assert not fits_norm(x, None, gamma, odd, None)  # 40 inputs are no multiple of 16
