@@ -63,7 +63,7 @@ class CpuOps(ReferenceOps):
         self._packs = packs_weights()
         self._pool = Pool()
 
-    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+    def ignores_nan_beyond_context(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
         return self._native is not None and all(fits_attention(kv, num_heads, dtype) for kv in kv_cache)
 
     def record(self, batch: ForwardBatch, compute: Callable[[], Tensor]) -> tuple[Tensor, Recording | None]:
