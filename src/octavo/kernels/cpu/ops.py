@@ -270,6 +270,7 @@ class CpuOps(ReferenceOps):
         if self._native is None or not fits_attention(kv, q.shape[1], q.dtype):
             return super().attention(q, kv, own, scale=scale, window=window, soft_cap=soft_cap)
         if q.stride()[1:] != (q.shape[2], 1):
+            # No model's q comes here. Of one that did, no step could be recorded, as this is torch's and no task.
             q = q.contiguous()
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         work = own.work(window)
