@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": {"nouns", "core", "execution"},
     "grammar": {"nouns", "core.plan", "text"},
     "engine": {"nouns", "core", "text", "execution", "grammar", "assemble", "intake", "adapters"},
-    "build_engine": {"nouns", "core", "text", "weights", "execution", "grammar", "engine"},
+    "build_engine": {"nouns", "text", "weights", "execution", "grammar", "engine"},
     "llm": {"nouns", "core.plan", "text", "intake", "engine", "build_engine"},
     "glass": {"nouns", "core.plan"},
     "client": {"nouns"},

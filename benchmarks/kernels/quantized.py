@@ -35,7 +35,6 @@ from octavo.kernels.packed import Fp8Weight, Int8Weight, PackedWeight
 from octavo.kernels.reference.quantized import dequantize
 from octavo.kernels.triton import matvec, quantized_eights, quantized_expand, quantized_matmul, quantized_matvec
 from octavo.kernels.triton.ops import TritonOps
-from octavo.kernels.triton.pdl import AFTER_SUMS
 from octavo.kernels.triton.quantized_eights import Tile
 from octavo.kernels.triton.quantized_matmul import Tile as WordsTile
 from octavo.kernels.triton.quantized_matvec import Settings
@@ -139,7 +138,6 @@ def others(p: Product, unit: int) -> list[Settings]:
     """Settings around the rule's."""
     chosen = quantized_matvec.choose(p.n, p.k // unit, gated=p.gated, bits=128 // unit)
     found = [replace(chosen, rows=r) for r in (chosen.rows // 2, chosen.rows * 2) if r]
-    found += [replace(chosen, trigger=AFTER_SUMS)]
     tile = chosen.tile // 2
     found += [Settings(max(1, r // (1 + p.gated)), tile, max(4, tile // 32)) for r in (4, 8)]
     return found

@@ -19,9 +19,10 @@ def build_engine(
     *,
     serving: bool = False,
 ) -> Engine:
-    """Find the model, load it, size the cache, and join the rooms. ``on_phase`` gets each part's name when it is done.
+    """An engine that is ready for its first request.
 
     Args:
+        on_phase: gets each part's name when it is done.
         serving: many will ask at any time, so none may hold up the others: steps are short, and what the first form
             (`StructuredOutputs`) needs is made beside the loading.
 

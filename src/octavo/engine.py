@@ -1,4 +1,4 @@
-"""Joins core, execution and text, and drives them. The only file that knows all three; `build_engine` makes one.
+"""Joins core, execution and text, and drives them; `build_engine` makes one.
 
 One step is: plan and start steps until two are on their way, wait for the older one, apply what it brought, and turn
 the core's events into outputs. So while this thread applies, decodes text and plans, the next step is already running.

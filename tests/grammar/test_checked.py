@@ -17,9 +17,10 @@ from octavo.structured_outputs import MAX_CHARACTERS, MAX_CHOICES, StructuredOut
 
 
 def accepts(grammar: str, text: str) -> bool:
-    """Whether the grammar matches the whole text, by a tokenizer that has a token for each byte."""
-    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
-    return matcher.consume_tokens(list(text.encode())) and matcher.is_accepting()
+    """Whether the grammar matches the whole text, followed as by an engine: a mask before each token, here a byte."""
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=parser_limits())
+    followed = all(matcher.compute_bitmask() and matcher.consume_token(byte) for byte in text.encode())
+    return followed and matcher.is_accepting()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,15 @@ def test_hostile_forms_give_one_line_in_bounded_time(form, message):
     assert len(refusal) < 400
     assert message is None or re.search(message, refusal)
     assert checked_grammar(StructuredOutputs(choice=["a"])), "the next one is served"
+
+
+def test_a_schema_of_hundreds_of_optional_properties_can_be_followed():
+    names = [f"property_{i}" for i in range(300)]
+    form = StructuredOutputs(json={"type": "object", "properties": {name: {"type": "integer"} for name in names}})
+    grammar = checked_grammar(form)
+    texts = [json.dumps(dict.fromkeys(some, 1)) for some in (names[::50], names[-1:], [])]
+    assert [accepts(grammar, text) for text in texts] == [True] * 3
+    assert not accepts(grammar, json.dumps({names[-1]: "1"}))
 
 
 def refusal_of(form: StructuredOutputs) -> str:

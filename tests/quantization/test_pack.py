@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -89,6 +91,11 @@ def test_a_small_model_gets_smaller_groups_and_8_bits_where_it_is_sensitive(hidd
         *("int4", 32, SCHEMES["int8"], SCHEMES["int8"]),
     )
     assert small.fitted(hidden) == small
+
+
+def test_what_is_sensitive_does_not_depend_on_the_head():
+    own_head = replace(SCHEMES["int4"], head=None).fitted(64)
+    assert (own_head.for_head, own_head.for_sensitive) == (own_head, SCHEMES["int8"])
 
 
 @pytest.mark.parametrize(("name", "hidden"), [("int4", 2048), ("int4", 4096), ("int4-g64", 64), ("int8", 64)])

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.ops import Ops
+from octavo.kernels.packed import Operand
 from octavo.kernels.reference import rotary
 from octavo.kernels.reference.attention_plan import host_context_lens, host_query_lens
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.rotary import TokenPlan
+
+HEAD_ROWS = 8192
+"""Rows of the head that are in float32 at a time: 128 MiB of 4,096 inputs."""
 
 
 class DensePlan(AttentionPlan):
@@ -51,6 +55,12 @@ class DenseOps(ReferenceOps):
 
     def multiplies(self, kind: str) -> bool:
         return self._like is not None and self._like.multiplies(kind)
+
+    def logits(self, x: Tensor, weight: Operand) -> Tensor:
+        """In float32: what the backend's own are compared with should be rounded no more than these."""
+        if not isinstance(weight, Tensor):
+            return self.linear(x.float(), weight)
+        return torch.cat([self.linear(x.float(), rows.float()) for rows in weight.split(HEAD_ROWS)], dim=-1)
 
     def plan_attention(self, batch: ForwardBatch) -> AttentionPlan:
         lengths = host_query_lens(batch)

@@ -74,7 +74,7 @@ class DeviceRunner:
         self._ops, self._sampler, self._graphs = ops, sampler, graphs
         self._staging = Staging(state.device)
         self._entered: dict[int, NewRow] = {}
-        self._clears_blocks = not ops.reads_contexts_only(kv_cache, model.config.num_heads, model.dtype)
+        self._clears_blocks = not ops.ignores_nan_beyond_context(kv_cache, model.config.num_heads, model.dtype)
 
     @torch.inference_mode()
     def warm_up(self, *, rehearsed: bool = False) -> None:

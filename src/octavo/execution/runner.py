@@ -43,7 +43,7 @@ class Runner:
         self._sampler = sampler
         self._decode = DecodeSteps(model, ops)
         self._entered: dict[int, NewRow] = {}
-        self._clears_blocks = not ops.reads_contexts_only(kv_cache, model.config.num_heads, model.dtype)
+        self._clears_blocks = not ops.ignores_nan_beyond_context(kv_cache, model.config.num_heads, model.dtype)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, masks: Callable[[], TokenMasks]) -> StepResult:

@@ -27,8 +27,9 @@ from octavo.weights.checkpoint import LazyTensor
 from octavo.weights.row_order import permute
 
 KINDS = {"int8": "Q8_0", "int4": "Q4_1", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
-"""What a user asks for -> block type of the layers' matrices. Q4_1 has a scale and a floor for 32
-weights, 5 bits each: SmolLM2, which comes in it, keeps its perplexity, and Q4_0 (4.5 bits) makes that a third higher.
+"""What a user asks for -> block type of the layers' matrices, but for the ``SENSITIVE`` ones of small models, which
+int4 keeps in 8 bits. Q4_1 has a scale and a floor for 32 weights, 5 bits each: SmolLM2, which comes in it, keeps its
+perplexity, and Q4_0 (4.5 bits) makes that a third higher.
 """
 
 SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_down", "ffn_down_exps")

@@ -34,7 +34,7 @@ class KVLayer(NamedTuple):
     A block is head-major, so that the keys of one head are gathered in one piece. Both are contiguous and
     begin as zeros: kernels read whole blocks and mask what is not part of the context, and a mask cannot hide
     a NaN. So a block is also zeroed before it goes to another request, where that does not fill it at once, unless the
-    kernels mind nothing beyond a context (``Ops.reads_contexts_only``).
+    kernels ignore even a NaN beyond a context (``Ops.ignores_nan_beyond_context``).
     """
 
     keys: torch.Tensor

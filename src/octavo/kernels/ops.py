@@ -31,9 +31,9 @@ class Ops(ABC):
 
     graph_safe = False
 
-    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
-        """Whether ``attention`` over such a cache, of queries of so many heads in ``dtype``, minds no key or value
-        beyond a row's context: a NaN there is harmless.
+    def ignores_nan_beyond_context(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+        """Whether ``attention`` over such a cache, of queries of so many heads in ``dtype``, gives a row the same
+        whatever keys and values are beyond its context, even NaN. They may be read, but leave no trace.
         """
         return False
 

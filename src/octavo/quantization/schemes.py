@@ -16,6 +16,7 @@ class Scheme:
         kind: "int8", "int4" or "fp8".
         group: inputs of an output that share a scale; None: all of them.
         fine_below: models with a smaller hidden size have groups of ``FINE`` (see `fitted`).
+        fine_sensitive: what ``sensitive`` is for these models.
         rows: outputs that share a scale; None: all of them.
         quantizes_input: what the matrix is multiplied with is rounded, too, when it is multiplied.
         head: name of the scheme for the matrix that makes logits, None: this one.
@@ -26,6 +27,7 @@ class Scheme:
     kind: str
     group: int | None = None
     fine_below: int = 0
+    fine_sensitive: str | None = None
     rows: int | None = 1
     quantizes_input: bool = False
     head: str | None = None
@@ -38,7 +40,7 @@ class Scheme:
         """
         if hidden_size >= self.fine_below:
             return self
-        return replace(self, group=FINE, fine_below=0, sensitive=self.head)
+        return replace(self, group=FINE, fine_below=0, sensitive=self.fine_sensitive)
 
     @property
     def for_head(self) -> Scheme:
@@ -78,7 +80,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme(name="fp8-tensor", kind="fp8", rows=None),
         Scheme(name="fp8-block", kind="fp8", group=128, rows=128),
         Scheme(name="fp8-w8a8", kind="fp8", quantizes_input=True),
-        Scheme(name="int4", kind="int4", group=128, fine_below=2048, head="int8"),
+        Scheme(name="int4", kind="int4", group=128, fine_below=2048, fine_sensitive="int8", head="int8"),
         *(Scheme(name=f"int4-g{group}", kind="int4", group=group, head="int8") for group in GROUPS[:3]),
     )
 }

@@ -18,7 +18,8 @@ class RequestRecord:
         id: the engine's id of it.
         model: the served name, or the adapter's.
         output_tokens: of all completions.
-        finish_reason: of the first completion: "stop", "length", "abort", "error"; "refused" if it was never queued.
+        finish_reason: of the first completion: "stop", "length", "abort", "error"; "refused" if it
+            was before its first token.
         error: the message, where there was one.
         started_at: when it came, in seconds since 1970.
         latency: from its coming to its end.

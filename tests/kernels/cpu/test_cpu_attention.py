@@ -27,7 +27,7 @@ def attend(case: PagedCase, native: Native | None = None, **options) -> Tensor:
     """By the kernels, each of which must have been called if there is work for it."""
     ops, calls = spied(native)
     out = ops.attention(case.q, case.cache, ops.plan_attention(case.batch), **options)
-    assert ops.reads_contexts_only([case.cache], case.q.shape[1], case.q.dtype)  # all else in the cache is NaN
+    assert ops.ignores_nan_beyond_context([case.cache], case.q.shape[1], case.q.dtype)  # all else in the cache is NaN
     few = [queries <= attention_plan.MAX_QUERIES for queries, _ in case.lens]
     assert calls == ["attention"] * any(few) + ["prefill_attention"] * (not all(few))
     return out
@@ -155,7 +155,7 @@ def test_what_does_not_fit_goes_to_the_reference(options):
     ops, calls = spied()
     out = ops.attention(case.q, case.cache, ops.plan_attention(case.batch), scale=0.125)
     assert calls == []
-    assert not ops.reads_contexts_only([case.cache], case.q.shape[1], case.q.dtype)
+    assert not ops.ignores_nan_beyond_context([case.cache], case.q.shape[1], case.q.dtype)
     torch.testing.assert_close(out.double(), case.expected(0.125), rtol=2e-2, atol=2e-2)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from helpers_models import PagedDriver, load_tiny, make_tiny
-from octavo.kernels.cpu.ops import CpuOps, packs_weights
+from octavo.kernels.cpu.onednn import packs_weights
+from octavo.kernels.cpu.ops import CpuOps
 from octavo.kernels.cpu.panels import Panels
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.models.loading import pack_weights, param_bytes

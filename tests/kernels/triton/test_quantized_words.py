@@ -14,7 +14,6 @@ from helpers_small_weights import OTHER_BLOCKS, WEIGHT_ONLY, random_weight
 from octavo.kernels.packed import Int4Weight, Int8Weight, PackedWeight
 from octavo.kernels.reference.quantized import dequantize
 from octavo.kernels.triton import quantized_expand, quantized_matmul, quantized_matvec
-from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT
 from octavo.kernels.triton.quantized_matvec import Settings, choose
 from octavo.kernels.triton.quantized_pack import pack
 from octavo.kernels.triton.quantized_words import WordWeight
@@ -24,8 +23,8 @@ TOLERANCE = {torch.float32: 6e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 """Of the norm of the difference over the norm of the result. x has 20 bits of a unit's largest in float32, 16 else."""
 
 SMALL = [
-    (6, 256, Settings(4, 4, 4, AFTER_WAIT)),
-    (5, 256, Settings(8, 32, 4, AFTER_SUMS)),
+    (6, 256, Settings(4, 4, 4)),
+    (5, 256, Settings(8, 32, 4)),
     (14, 256, Settings(2, 8, 4, programs=3)),
 ]
 """The last block in part, several tiles of a row, a tile that is longer than one; programs with two blocks or three."""

@@ -6,7 +6,7 @@ sizes, float16) goes to the reference.
 
 Weights are woven into panels (`panels.py`), which one family of C kernels multiplies with as it reads them, and which
 takes the norm before and the gate behind a product along (`products.py`). Without a compiler, bfloat16 weights are laid
-out once for oneDNN.
+out once for oneDNN (`onednn.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu import lora
+from octavo.kernels.cpu import lora, onednn
 from octavo.kernels.cpu.attention_plan import CpuPlan, most_parts
 from octavo.kernels.cpu.build import load_library
 from octavo.kernels.cpu.lora import CpuLora, LoraTasks
@@ -29,24 +29,13 @@ from octavo.kernels.cpu.recording import Pool, record
 from octavo.kernels.cpu.tasks import Tasks
 from octavo.kernels.forward_batch import AttentionPlan, ForwardBatch, KVLayer, own_plan
 from octavo.kernels.lora import LoraPlan, LoraStack, own_lora
-from octavo.kernels.packed import (
-    Fp8Weight,
-    Int4Weight,
-    Int8Weight,
-    Operand,
-    PackedWeight,
-    PerExpert,
-    StackedWeight,
-)
+from octavo.kernels.packed import Fp8Weight, Int4Weight, Int8Weight, Operand, PerExpert, StackedWeight
 from octavo.kernels.packed_form import PackedForms
 from octavo.kernels.packed_parts import take_expert
 from octavo.kernels.recording import Recording
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.sample_rows import remember
 from octavo.kernels.sampling import LastTokens, Sampled
-
-ROWS_HINT = 32
-"""How many rows oneDNN is told to expect when it chooses the layout. Measured from 1 to 256, it makes no difference."""
 
 
 class CpuOps(ReferenceOps):
@@ -60,10 +49,9 @@ class CpuOps(ReferenceOps):
         self._lora = None if tasks is None else LoraTasks(tasks)
         self._library = None if library is None else library._name
         self._products = None if library is None or tasks is None else Products(library, tasks)
-        self._packs = packs_weights()
         self._pool = Pool()
 
-    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+    def ignores_nan_beyond_context(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
         return self._native is not None and all(fits_attention(kv, num_heads, dtype) for kv in kv_cache)
 
     def record(self, batch: ForwardBatch, compute: Callable[[], Tensor]) -> tuple[Tensor, Recording | None]:
@@ -83,10 +71,7 @@ class CpuOps(ReferenceOps):
             return StackedWeight(parts=tuple(self.pack_linear(part) for part in weight.parts))
         if self._products is not None:
             return self._products.pack(weight)
-        if isinstance(weight, PackedWeight) or weight.dtype is not torch.bfloat16 or not self._packs:
-            return weight
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS_HINT)
-        return packed
+        return onednn.pack(weight)
 
     def pack_experts(self, weight: Operand, count: int, dtype: torch.dtype) -> Operand:
         """Each expert's matrix as any other: tokens are gathered, and go through one expert after the other."""
@@ -111,8 +96,7 @@ class CpuOps(ReferenceOps):
             return self._stacked(x, weight, bias)
         if not isinstance(weight, Tensor) or not weight.is_mkldnn:
             return super().linear(x, weight, bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return product
+        return onednn.linear(x, weight, bias)
 
     def logits(self, x: Tensor, weight: Operand) -> Tensor:
         if isinstance(weight, Panels) and self._products is not None:
@@ -270,6 +254,7 @@ class CpuOps(ReferenceOps):
         if self._native is None or not fits_attention(kv, q.shape[1], q.dtype):
             return super().attention(q, kv, own, scale=scale, window=window, soft_cap=soft_cap)
         if q.stride()[1:] != (q.shape[2], 1):
+            # No model's q comes here. Of one that did, no step could be recorded, as this is torch's and no task.
             q = q.contiguous()
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         work = own.work(window)
@@ -297,9 +282,3 @@ class CpuOps(ReferenceOps):
 def _summable(residual: Tensor) -> Tensor:
     """The residual as kernels add to it: float32, contiguous."""
     return residual.to(torch.float32, copy=residual.dtype is not torch.float32 or not residual.is_contiguous())
-
-
-def packs_weights() -> bool:
-    """Whether this torch has the packed product and this CPU the instructions for it."""
-    has_op = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
-    return has_op and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

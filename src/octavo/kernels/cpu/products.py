@@ -75,8 +75,10 @@ class Products:
 
     def logits(self, x: Tensor, weight: Panels) -> Tensor:
         """``x [T, K] @ weight [N, K].T``: ``[T, N]`` in float32, as the sums are."""
-        if x.dtype not in _DTYPES or not x.is_contiguous() or isinstance(weight.rounding, Fp8Weight):
+        if x.ndim != 2 or x.dtype not in _DTYPES or not x.is_contiguous():
             return self.linear(x, weight, None).float()
+        if isinstance(weight.rounding, Fp8Weight):
+            x = round_fp8(x, weight.rounding)
         return self._rows(x, weight, None, torch.float32)
 
     def _rows(self, x: Tensor, weight: Panels, bias: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:

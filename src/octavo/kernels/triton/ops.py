@@ -54,7 +54,7 @@ class TritonOps(ReferenceOps):
         self._attention: PagedAttention | None = None
         self._products: SmallProducts | None = None
 
-    def reads_contexts_only(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
+    def ignores_nan_beyond_context(self, kv_cache: Sequence[KVLayer], num_heads: int, dtype: torch.dtype) -> bool:
         return True
 
     def compile_only(self, device: torch.device) -> AbstractContextManager[object]:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from octavo.kernels.triton.capability import MULTIPROCESSORS
 from octavo.kernels.triton.matvec import new_stream
-from octavo.kernels.triton.pdl import AFTER_SUMS, AFTER_WAIT, FIRST, trigger, use_pdl, wait
+from octavo.kernels.triton.pdl import trigger, use_pdl, wait
 from octavo.kernels.triton.quantized_dot import dot
 from octavo.kernels.triton.quantized_input import add_stream, load_planes, quantize
 from octavo.kernels.triton.quantized_load import load_block
@@ -62,14 +62,12 @@ class Settings:
         rows: of the weight, in one program; a power of two. With a gate, so many of each half.
         tile: units of a row that lie beside each other in the threads; a power of two.
         warps: of a program.
-        trigger: when the next kernel may begin (`pdl`).
         programs: that take block after block; None: one for each block.
     """
 
     rows: int
     tile: int
     warps: int
-    trigger: int = FIRST
     programs: int | None = None
 
 
@@ -165,7 +163,7 @@ def _launch(
     blocks = -(-n // s.rows)
     programs = min(s.programs or blocks, blocks)
     sizes = {"N": n, "UNITS": units, "ROWS": s.rows, "TILE": s.tile, "PROGRAMS": programs}
-    sizes |= {"GATED": gated, "TRIGGER": s.trigger, "PDL": pdl}
+    sizes |= {"GATED": gated, "PDL": pdl}
     form = form_of(weight)
     form["BYTES"] = 3 if x.dtype == torch.float32 else 2
     options = {"num_warps": s.warps, "launch_pdl": pdl}
@@ -173,9 +171,6 @@ def _launch(
 
 
 _choose = functools.cache(lambda n, units, gated, bits: choose(n, units, gated=gated, bits=bits))
-
-
-_FIRST, _AFTER_WAIT, _AFTER_SUMS = tl.constexpr(FIRST), tl.constexpr(AFTER_WAIT), tl.constexpr(AFTER_SUMS)
 
 
 @triton.jit
@@ -198,7 +193,6 @@ def _matvec(
     TILE: tl.constexpr,
     PROGRAMS: tl.constexpr,
     GATED: tl.constexpr,
-    TRIGGER: tl.constexpr,
     PDL: tl.constexpr,
     KIND: tl.constexpr,
     BYTES: tl.constexpr,
@@ -209,12 +203,11 @@ def _matvec(
 ) -> None:
     """Each program every ``PROGRAMS``-th block of rows; it requests the next before it computes one."""
     block = tl.program_id(0)
-    trigger(PDL and TRIGGER == _FIRST)
+    trigger(PDL)
     weight = (words, scales, super_scales, moves, super_moves, bias)
     loaded = load_block(weight, block, N, UNITS, ROWS, TILE, GATED, KIND, GROUP, SCALE_ROWS, MOVE)
     g = load_planes(norm, UNITS, TILE, KIND)
     wait(PDL)
-    trigger(PDL and TRIGGER == _AFTER_WAIT)
     xs = load_planes(x, UNITS, TILE, KIND)
     rs = load_planes(residual, UNITS, TILE, KIND)
     v, squares = add_stream(xs, rs, g, total, UNITS, TILE, KIND, block == 0)
@@ -230,7 +223,6 @@ def _matvec(
             _multiply(loaded, row, out, block, N, UNITS, ROWS, KIND, BYTES, GROUP, MOVE, HARDWARE)
             loaded = then
             block = following
-    trigger(PDL and TRIGGER == _AFTER_SUMS)
     _multiply(loaded, row, out, block, N, UNITS, ROWS, KIND, BYTES, GROUP, MOVE, HARDWARE)
 
 
