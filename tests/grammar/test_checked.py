@@ -108,15 +108,6 @@ def test_hostile_forms_give_one_line_in_bounded_time(form, message):
     assert checked_grammar(StructuredOutputs(choice=["a"])), "the next one is served"
 
 
-def test_a_schema_of_hundreds_of_optional_properties_can_be_followed():
-    names = [f"property_{i}" for i in range(300)]
-    form = StructuredOutputs(json={"type": "object", "properties": {name: {"type": "integer"} for name in names}})
-    grammar = checked_grammar(form)
-    texts = [json.dumps(dict.fromkeys(some, 1)) for some in (names[::50], names[-1:], [])]
-    assert [accepts(grammar, text) for text in texts] == [True] * 3
-    assert not accepts(grammar, json.dumps({names[-1]: "1"}))
-
-
 def refusal_of(form: StructuredOutputs) -> str:
     """Why it cannot be used; an empty string if it can."""
     try:
