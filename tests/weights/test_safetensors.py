@@ -173,7 +173,7 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     write_folder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(data)
-    with pytest.raises(ModelError, match=r"model\.safetensors is not a whole safetensors file") as caught:
+    with pytest.raises(ModelError, match=r"model\.safetensors (is not a whole|has .* twice)") as caught:
         SafetensorsCheckpoint.open(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -212,6 +212,13 @@ def test_a_damaged_index_is_refused(tmp_path: Path, index: Any) -> None:
     write_shards(tmp_path, {}, {})
     write_json(tmp_path / INDEX, index)
     with pytest.raises(ModelError, match=INDEX):
+        SafetensorsCheckpoint.open(tmp_path)
+
+
+def test_an_index_that_has_a_name_twice_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, {}, {"a.safetensors": {"x": torch.ones(1)}, "b.safetensors": {"x": torch.zeros(1)}})
+    (tmp_path / INDEX).write_text('{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}')
+    with pytest.raises(ModelError, match=f"{INDEX} has 'x' twice"):
         SafetensorsCheckpoint.open(tmp_path)
 
 

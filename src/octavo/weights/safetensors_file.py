@@ -6,11 +6,9 @@ library checks the header, and that its offsets cover the file exactly.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from math import prod
@@ -21,6 +19,7 @@ import msgspec
 
 from octavo.errors import ModelError
 from octavo.weights.checkpoint import ALL, LazyTensor
+from octavo.weights.json_names import refuse_repeated_names
 from octavo.weights.mapped import MappedFile
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class SafetensorsFile:
         _check(self.path)
         (length,) = struct.unpack("<Q", self.mapped.view(0, 8).tobytes())
         text = self.mapped.view(8, length).tobytes()
-        _refuse_repeated_names(self.path, text)
+        refuse_repeated_names(self.path, text)
         header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
         entries = [(name, msgspec.json.decode(raw, type=EntryJson)) for name, raw in header.items()]
@@ -123,19 +122,6 @@ def _check_name(path: Path, name: str) -> None:
     """Names end up in messages: there they must not fill the screen, nor look like more than one line."""
     if len(name) > MAX_NAME or not name.isprintable():
         raise ModelError(f"{path} has a tensor {name!r:.200}; accepted: names of up to {MAX_NAME} printable characters")
-
-
-def _refuse_repeated_names(path: Path, header: bytes) -> None:
-    """JSON allows a name twice and readers differ in which one they take, so that one file would be two models."""
-
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-            raise ModelError(f"{path} is not a whole safetensors file: its header has {name!r:.200} twice")
-        return found
-
-    json.loads(header, object_pairs_hook=once)
 
 
 def _check(path: Path) -> None:
