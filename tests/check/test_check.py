@@ -16,6 +16,7 @@ from torch import Tensor
 from helpers_cli import make_chat_model
 from helpers_gguf import write_llama
 from helpers_models import load_tiny, make_tiny
+from helpers_smollm2 import smollm2_path
 from octavo.check.check import (
     AHEAD,
     BATCHED,
@@ -42,6 +43,7 @@ from octavo.kernels.forward_batch import ForwardBatch
 from octavo.kernels.reference.attention_plan import GroupedPlan
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.quantization.pack import quantize
+from octavo.text.tokenizer import load_tokenizer
 from octavo.weights.open import open_checkpoint
 
 OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "block_size": 4, "kv_cache_memory": 4 << 20}
@@ -83,6 +85,22 @@ def test_quantized_weights_are_compared_with_plain_ones(model: Path) -> None:
     assert pair.status == "pass"
     assert 0 < pair.mean < pair.tolerance
     assert not failing(report)
+
+
+def test_only_the_reference_is_allowed_another_rounding_of_what_weights_are_multiplied_with(model: Path) -> None:
+    report = run_check(model, quantization="int8", dtype="bfloat16")
+    kinds = {pair.name: re.search(r"\((\w+)\)", pair.why) for pair in report.pairs}
+    assert {name for name, kind in kinds.items() if kind and kind[1] == "rounded"} == {REFERENCE, DENSE}
+    assert {kinds[name][1] for name in (CHUNKED, BATCHED, CACHED, AHEAD)} == {"bfloat16"}
+    assert not failing(report), report.pairs
+
+
+@pytest.mark.slow
+def test_the_bundled_model_passes_as_it_is_run() -> None:
+    path = smollm2_path()
+    config = EngineConfig(model=str(path), device="cpu")
+    report = check_model(config, open_checkpoint(path), load_tokenizer(path), quick=True, layers=True)
+    assert not report.failed, report
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

@@ -16,7 +16,7 @@ import torch
 
 from octavo.check.dense import DenseOps
 from octavo.check.layers import LayerReport, Recorded, compare_layers, record
-from octavo.check.pairs import PairResult, judge, judge_quantized, skipped
+from octavo.check.pairs import RELATIVE, PairResult, judge, judge_quantized, skipped
 from octavo.check.rig import Rig, rig
 from octavo.check.trace import Trace, difference, follow, run
 from octavo.check.workload import Workload, make_workload
@@ -136,7 +136,13 @@ class _Check:
                 run(engine, prompt, 4)
             return said
 
-        return compare_layers(recorded(None), recorded(DenseOps(self.ops)), self.coarsest)
+        return compare_layers(recorded(None), recorded(DenseOps(self.ops)), self._beside_reference)
+
+    @property
+    def _beside_reference(self) -> str:
+        """What in `RELATIVE` says how far the device's operations may be from the reference's."""
+        rounds = self.packed and not self.on_gpu and self.dtype == "bfloat16"
+        return max(self.coarsest, "rounded", key=RELATIVE.__getitem__) if rounds else self.coarsest
 
     def _alone(self, own: Rig) -> list[Trace]:
         with own.engine(enable_prefix_caching=False) as engine:
@@ -191,14 +197,14 @@ class _Check:
         config = replace(self.config, enforce_eager=True, deterministic=False, quantization=packed)
         with rig(config, self.checkpoint, ops=ops) as reference:
             traces, seconds = _timed(lambda: self._alone(reference))
-            yield self._judge(REFERENCE, traces, seconds)
+            yield judge(REFERENCE, difference(self.alone, traces), self._beside_reference, seconds)
             ops.dense, ops.paged_steps = True, 0
             with reference.engine(enable_prefix_caching=False) as engine:
                 traces, seconds = _timed(lambda: follow(engine, self.work.prompts, self.alone))
             if ops.paged_steps:
                 yield skipped(DENSE, f"max_num_batched_tokens={config.max_num_batched_tokens} cuts the prompts")
             else:
-                yield self._judge(DENSE, traces, seconds)
+                yield judge(DENSE, difference(self.alone, traces), self._beside_reference, seconds)
 
     def _quantized(self) -> PairResult:
         """An 8-bit form is held to more than a 4-bit one; weights that the file has packed are the same in both."""
