@@ -14,8 +14,8 @@ from octavo.layers.embedding import LMHead
 from octavo.models.decoder import DecoderModel
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.06, "rounded": 0.12, "int8": 0.15, "fp8": 0.3}
-"""What `octavo.check.pairs.RELATIVE` has, too -> relative root mean square of the difference that rounding may make by the
-end of a model."""
+"""What `octavo.check.pairs.RELATIVE` has, too -> relative root mean square of the difference that rounding may make by
+the end of a model."""
 
 Recorded = dict[str, list[Tensor]]
 """Part -> what came out of it in each step, float32 ``[T, H]`` on the host."""
