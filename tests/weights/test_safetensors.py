@@ -222,6 +222,14 @@ def test_an_index_that_has_a_name_twice_is_refused(tmp_path: Path) -> None:
         SafetensorsCheckpoint.open(tmp_path)
 
 
+def test_an_index_whose_other_names_hold_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Names are looked at in all of it, not only in what is used."""
+    write_shards(tmp_path, {}, {"a.safetensors": {"x": torch.ones(1)}})
+    (tmp_path / INDEX).write_text('{"metadata": {"n": %s}, "weight_map": {"x": "a.safetensors"}}' % ("9" * 5000))
+    with pytest.raises(ModelError, match=f"{INDEX} cannot be used"):
+        SafetensorsCheckpoint.open(tmp_path)
+
+
 def test_shards_that_contradict_the_index_are_refused(tmp_path: Path) -> None:
     a, b = {"x": torch.ones(1)}, {"y": torch.ones(1)}
     index = {"x": "a.safetensors", "y": "b.safetensors"}

@@ -25,7 +25,7 @@ from octavo.openai.errors import ErrorBody, FieldError, failure, refusal
 from octavo.openai.requests import check_unforced, prompts_of, sampling_params, template_options
 from octavo.openai.responses import Answered, ChatCompletion, Completion, chat_completion, completion
 from octavo.openai.schema import ChatCompletionRequest
-from octavo.openai.structured import form_field
+from octavo.openai.structured import form_error, form_field
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 
@@ -185,8 +185,7 @@ class BatchRunner:
         try:
             self._forms.check(params.structured_outputs)
         except RequestError as error:
-            field = form_field(job.body)
-            raise FieldError(f"{field}: {error}", field) from None
+            raise form_error(form_field(job.body), error) from None
 
     def _add_requests(self, running: _Running, params: SamplingParams) -> None:
         body, prompts, lora = running.job.body, self._prompts(running.job), self._lora_of(running.job)
@@ -222,8 +221,8 @@ class BatchRunner:
     def _answer(self, job: Job, outputs: list[RequestOutput]) -> None:
         refused = [output.refused for output in outputs if output.refused is not None]
         if refused:
-            field = form_field(job.body)
-            self._write(job.number, job.custom_id, refusal(FieldError(f"{field}: {refused[0]}", field)), 400)
+            error = form_error(form_field(job.body), refused[0])
+            self._write(job.number, job.custom_id, refusal(error), 400)
             return
         errors = [c.stop_reason for output in outputs for c in output.outputs if c.finish_reason == "error"]
         if errors:

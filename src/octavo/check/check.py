@@ -148,8 +148,8 @@ class _Check:
         with own.engine(enable_prefix_caching=False) as engine:
             return run(engine, self.work.prompts, self.work.max_tokens, prompt_scores=True)
 
-    def _judge(self, name: str, other: Sequence[Trace], seconds: float) -> PairResult:
-        return judge(name, difference(self.alone, other), self.coarsest, seconds)
+    def _judge(self, name: str, other: Sequence[Trace], seconds: float, kind: str | None = None) -> PairResult:
+        return judge(name, difference(self.alone, other), kind or self.coarsest, seconds)
 
     def _run(self, own: Rig, *, together: bool = False, prompt_scores: bool = False, **changes: Any) -> list[Trace]:
         with own.engine(**changes) as engine:
@@ -197,14 +197,14 @@ class _Check:
         config = replace(self.config, enforce_eager=True, deterministic=False, quantization=packed)
         with rig(config, self.checkpoint, ops=ops) as reference:
             traces, seconds = _timed(lambda: self._alone(reference))
-            yield judge(REFERENCE, difference(self.alone, traces), self._beside_reference, seconds)
+            yield self._judge(REFERENCE, traces, seconds, self._beside_reference)
             ops.dense, ops.paged_steps = True, 0
             with reference.engine(enable_prefix_caching=False) as engine:
                 traces, seconds = _timed(lambda: follow(engine, self.work.prompts, self.alone))
             if ops.paged_steps:
                 yield skipped(DENSE, f"max_num_batched_tokens={config.max_num_batched_tokens} cuts the prompts")
             else:
-                yield judge(DENSE, difference(self.alone, traces), self._beside_reference, seconds)
+                yield self._judge(DENSE, traces, seconds, self._beside_reference)
 
     def _quantized(self) -> PairResult:
         """An 8-bit form is held to more than a 4-bit one; weights that the file has packed are the same in both."""

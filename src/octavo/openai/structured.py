@@ -43,6 +43,11 @@ def form_field(body: object) -> str:
     return next((name for name in FIELDS if getattr(body, name, None) is not None), CALLS)
 
 
+def form_error(field: str, why: object) -> FieldError:
+    """A form cannot be used: the mistake of the ``field`` that asks for it."""
+    return FieldError(f"{field}: {why}", field)
+
+
 def _form_of(name: str, value: Any) -> StructuredOutputs | None:
     if value is None:
         return None

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from octavo.errors import FormError
 from octavo.grammar.form_check import FormCheck
-from octavo.openai.errors import FieldError
+from octavo.openai.structured import form_error
 from octavo.sampling_params import SamplingParams
 from octavo.server.text_pool import TextPool
 from octavo.text.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ def blaming(field: str) -> Iterator[None]:
     try:
         yield
     except FormError as error:
-        raise FieldError(f"{field}: {error}", field) from None
+        raise form_error(field, error) from None
 
 
 class Forms:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from octavo.config import MAX_LAYERS
 from octavo.errors import ModelError
+from octavo.weights.json_names import refuse_repeated_names
 
 T = TypeVar("T")
 
@@ -132,17 +133,20 @@ class IndexJson(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def read_json(path: Path, schema: type[T], max_bytes: int = 64 << 20) -> T:
+def read_json(path: Path, schema: type[T], max_bytes: int = 64 << 20, *, unique_names: bool = False) -> T:
     """Decode the JSON file ``path``, of at most ``max_bytes``, into ``schema``.
 
     Raises ``ModelError`` for a file that is missing, not a plain file, too large, not JSON, or not of the
-    schema.
+    schema; with ``unique_names`` also for one in which an object has a name twice.
     """
     data = _read(path, max_bytes)
     try:
-        return msgspec.json.decode(data, type=schema)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = msgspec.json.decode(data, type=schema)
+        if unique_names:
+            refuse_repeated_names(path, data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be used: {error}") from None
+    return found
 
 
 def convert(what: str, value: Any, schema: type[T]) -> T:

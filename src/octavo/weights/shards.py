@@ -7,7 +7,6 @@ from pathlib import Path
 
 from octavo.errors import ModelError
 from octavo.weights.hf_json import IndexJson, read_json
-from octavo.weights.json_names import refuse_repeated_names
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -48,8 +47,7 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 
 def _from_index(folder: Path) -> Shards:
-    index = read_json(folder / INDEX, IndexJson).weight_map
-    refuse_repeated_names(folder / INDEX, (folder / INDEX).read_bytes())
+    index = read_json(folder / INDEX, IndexJson, unique_names=True).weight_map
     names = sorted(set(index.values()))
     if not names:
         raise ModelError(f"{folder / INDEX} names no tensors")
