@@ -34,6 +34,8 @@ class AsyncLLM:
     Args:
         model: an alias (``"smollm2-135m"``), a hub repository, a folder, or a ``.gguf`` file.
         max_queue, max_queue_tokens: requests, and tokens of requests, that may wait; more are refused with `BusyError`.
+        stream_interval_ms: how often an output may grow: tokens of several steps come together. 0: after each step.
+            None: 50 on a CPU, where to hand over a token takes time from the model, and 0 on a GPU.
         kwargs: the fields of `octavo.config.EngineConfig`; an unknown one is an error that names the nearest.
 
     Attributes:
@@ -41,10 +43,16 @@ class AsyncLLM:
     """
 
     def __init__(
-        self, model: str, *, max_queue: int | None = None, max_queue_tokens: int | None = None, **kwargs: Any
+        self,
+        model: str,
+        *,
+        max_queue: int | None = None,
+        max_queue_tokens: int | None = None,
+        stream_interval_ms: float | None = None,
+        **kwargs: Any,
     ) -> None:
         self.config = EngineConfig.from_kwargs(model, **kwargs)
-        self._limits = Limits(max_queue, max_queue_tokens)
+        self._limits = Limits(max_queue, max_queue_tokens, stream_interval_ms)
         self._ids = itertools.count()
         self._starting: asyncio.Task[RemoteEngine] | None = None
         self._tokenizer: Tokenizer | None = None

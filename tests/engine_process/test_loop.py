@@ -26,6 +26,7 @@ from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.loop import MAX_FAILURES, EngineFailedError, EngineLoop, is_device_lost
 from octavo.engine_process.meter import Meter
+from octavo.engine_process.pace import Pace
 from octavo.errors import RequestError
 from octavo.grammar import compiler
 from octavo.structured_outputs import StructuredOutputs
@@ -74,6 +75,7 @@ def play(
     *batches: list[Item],
     limits: Limits | None = None,
     late: int = 0,
+    interval: float = 0.0,
     on_news: Callable[[News], None] = lambda news: None,
 ) -> list[News]:
     """All messages that the loop sends; ``on_news`` gets each one at once."""
@@ -85,7 +87,7 @@ def play(
 
     door = Door(limits or Limits())
     inbox: Any = Script(*batches, late=late)
-    EngineLoop(llm.engine, inbox, send, door, Meter(llm.engine, door)).run()
+    EngineLoop(llm.engine, inbox, send, door, Meter(llm.engine, door), Pace(llm.engine, interval)).run()
     return sent
 
 
@@ -126,6 +128,32 @@ def test_a_step_is_one_message(llm: LLM) -> None:
     assert all(news.load is not None for news in sent)
     expected = llm.generate([[3 + i, 4, 5] for i in range(5)], SIX, use_tqdm=False)
     assert [tokens_of(sent, i) for i in range(5)] == [output.outputs[0].token_ids for output in expected]
+
+
+def test_tokens_of_several_steps_are_told_together_the_first_and_the_end_at_once(llm: LLM) -> None:
+    sent = play(llm, [request(i) for i in range(5)], interval=60.0)
+    assert [[len(piece.token_ids) for piece in news.pieces] for news in sent] == [[1] * 5, [5] * 5]
+    expected = llm.generate([[3 + i, 4, 5] for i in range(5)], SIX, use_tqdm=False)
+    assert [tokens_of(sent, i) for i in range(5)] == [output.outputs[0].token_ids for output in expected]
+
+
+def test_nothing_is_held_back_while_a_prompt_is_read(llm: LLM) -> None:
+    sent = play(llm, [request(1)], [], [], [request(2)], interval=60.0)
+    keys = [sorted((piece.key, len(piece.token_ids)) for piece in news.pieces) for news in sent]
+    assert keys == [[(1, 1)], [(1, 2)], [(1, 1), (2, 1)], [(1, 2)], [(2, 5)]]
+
+
+def test_an_abort_tells_what_was_held_back(llm: LLM) -> None:
+    sent = play(llm, [request(1)], [], [], [Abort(1)], interval=60.0)
+    assert [len(piece.token_ids) for news in sent for piece in news.pieces] == [1, 2]
+    assert ends_of(sent) == {1: ("abort", None)}
+
+
+def test_a_failure_tells_what_was_held_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_steps(llm, monkeypatch, None, None, None, RuntimeError("out of memory"))
+    sent = play(llm, [request(1)], interval=60.0)
+    assert [len(piece.token_ids) for news in sent for piece in news.pieces] == [1, 2]
+    assert ends_of(sent) == {1: ("error", "the model failed: RuntimeError: out of memory")}
 
 
 def test_refusals_do_not_wait_for_a_step(llm: LLM) -> None:

@@ -28,6 +28,12 @@ MAX_QUEUE = 4096
     "--max-queue", type=click.IntRange(0), default=MAX_QUEUE, show_default=True, help="Most requests that wait."
 )
 @click.option("--max-queue-tokens", type=click.IntRange(1), metavar="N", help="Most tokens of requests that wait.")
+@click.option(
+    *("--stream-interval-ms", "stream_interval_ms"),
+    type=click.FloatRange(0),
+    metavar="MS",
+    help="How often a stream is sent its new tokens; 0: each at once. By default 50 on a CPU, 0 on a GPU.",
+)
 @click.option("--drain", type=SECONDS, default=30.0, show_default=True, help="Seconds to finish in when told to end.")
 @lora_option
 @operation_options
@@ -44,6 +50,7 @@ def serve(
     allow_lora_loading: bool,
     max_queue: int,
     max_queue_tokens: int | None,
+    stream_interval_ms: float | None,
     drain: float,
     loras: tuple[tuple[str, str], ...],
     **options: Any,
@@ -69,7 +76,7 @@ def serve(
     output_format(None, tool_call_parser, reasoning_parser)  # a wrong name is told before the model is loaded
     serving = Serving(
         config=config,
-        limits=Limits(max_queue, max_queue_tokens),
+        limits=Limits(max_queue, max_queue_tokens, stream_interval_ms),
         options=ServerOptions(
             served_model_names=names,
             chat_template=template,

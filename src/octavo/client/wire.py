@@ -6,13 +6,14 @@ known by a ``key``, a number that the client gives out and never uses twice.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
 
 from octavo.client.verbs import EngineInfo, Load
 from octavo.config import EngineConfig
-from octavo.errors import RequestError
+from octavo.errors import RequestError, UsageError
 from octavo.outputs import Logprobs, RequestMetrics
 from octavo.sampling_params import SamplingParams
 
@@ -20,10 +21,22 @@ from octavo.sampling_params import SamplingParams
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What may wait at most: requests that the batch has no row for, and tokens of all that wait. None: any number."""
+    """What is held back.
+
+    Attributes:
+        max_queue: requests that may wait because the batch has no row for them. None: any number.
+        max_queue_tokens: tokens of all that wait. None: any number.
+        stream_interval_ms: so often a stream's new tokens are told, those of several steps together; the first and the
+            last at once. 0: after each step. None: as it suits the device (see `octavo.engine_process.pace`).
+    """
 
     max_queue: int | None = None
     max_queue_tokens: int | None = None
+    stream_interval_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.stream_interval_ms is not None and not 0 <= self.stream_interval_ms < math.inf:
+            raise UsageError(f"stream_interval_ms is {self.stream_interval_ms}; accepted: milliseconds, from 0 on")
 
 
 class Start(msgspec.Struct, frozen=True):

@@ -1,4 +1,7 @@
-"""What goes out: the requests that somebody follows, and what is new in them."""
+"""What goes out: the requests that somebody follows, and what is new in them.
+
+Beginnings and ends are noted at once. What comes between them is told when `Desk.tell_all` says so, all of it together.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Followed:
     make_piece: Callable[..., Piece] = field(init=False)
     completions: list[tuple[CompletionOutput, Cursor]] = field(init=False)
     scores_told: bool = field(init=False)
+    begun: bool = False
 
     def __post_init__(self) -> None:
         self.make_piece = partial(Piece, self.key)
@@ -31,12 +35,13 @@ class Followed:
 
 
 class Desk:
-    """Collects news until they are taken away, once a step."""
+    """Collects news until they are taken away."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._followed: dict[str, Followed] = {}
         self._ids: dict[int, str] = {}
+        self._grown: dict[str, Followed] = {}
         self.news = News()
 
     def take(self) -> News:
@@ -60,7 +65,7 @@ class Desk:
         return self._ids.get(key)
 
     def tell(self, outputs: Iterable[RequestOutput]) -> list[str]:
-        """Note what is new in ``outputs``; those that nobody follows are passed over.
+        """Note what is new in ``outputs``, or that they have grown; those that nobody follows are passed over.
 
         Returns:
             The ids of requests that are refused, while completions of theirs still run for nobody.
@@ -68,12 +73,21 @@ class Desk:
         left = []
         for output in outputs:
             followed = self._followed.get(output.request_id)
-            if followed is not None and output.refused is not None:
+            if followed is None:
+                continue
+            if output.refused is not None:
                 self._refuse(followed, output.refused)
                 left += [] if output.finished else [output.request_id]
-            elif followed is not None:
+            elif output.finished or not followed.begun:
                 self._tell(followed)
+            else:
+                self._grown[output.request_id] = followed
         return left
+
+    def tell_all(self) -> None:
+        """Note what is new in all that have grown."""
+        for followed in list(self._grown.values()):
+            self._tell(followed)
 
     def _refuse(self, followed: Followed, why: str) -> None:
         cursors = [cursor for _, cursor in followed.completions]
@@ -91,11 +105,13 @@ class Desk:
             self._tell(followed)
 
     def _tell(self, followed: Followed) -> None:
+        self._grown.pop(followed.output.request_id, None)
         if not followed.scores_told:
             self._tell_scores(followed)
         for completion, cursor in followed.completions:
             piece = cursor.advance(completion, followed.make_piece)
             if piece is not None:
+                followed.begun = True
                 self.news.pieces.append(piece)
                 self._meter.generated_tokens += len(piece.token_ids)
                 if piece.finish_reason is not None:
@@ -118,5 +134,6 @@ class Desk:
         self._forget(followed)
 
     def _forget(self, followed: Followed) -> None:
+        self._grown.pop(followed.output.request_id, None)
         del self._followed[followed.output.request_id]
         del self._ids[followed.key]

@@ -18,6 +18,7 @@ from octavo.engine_process.desk import Desk
 from octavo.engine_process.door import Door
 from octavo.engine_process.inbox import Arrived, Inbox, Item
 from octavo.engine_process.meter import Meter
+from octavo.engine_process.pace import Pace
 from octavo.engine_process.verbs import LATER, Verbs
 from octavo.errors import OctavoError, RequestError
 
@@ -37,12 +38,15 @@ class EngineLoop:
             compute more for one who does not read is of no use.
     """
 
-    def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[News], None], door: Door, meter: Meter) -> None:
+    def __init__(
+        self, engine: Engine, inbox: Inbox, send: Callable[[News], None], door: Door, meter: Meter, pace: Pace
+    ) -> None:
         self._engine = engine
         self._inbox = inbox
         self._send = send
         self._door = door
         self._meter = meter
+        self._pace = pace
         self._desk = Desk(meter)
         self._verbs = Verbs(engine, inbox.put)
         self._deadlines = Deadlines(lives=lambda key: self._desk.id_of(key) is not None)
@@ -154,6 +158,9 @@ class EngineLoop:
             raise EngineFailedError(reason)
 
     def _flush(self) -> None:
+        if self._pace.is_due():
+            self._desk.tell_all()
+            self._pace.told()
         if self._desk.has_news():
             news = self._desk.take()
             news.load = self._meter.snapshot()
