@@ -1,5 +1,5 @@
 """Octavo's side of `decode.py`: ``LLM.generate`` as anybody calls it, bare steps (``way=step``), or the model alone
-(``way=model``).
+(``way=model``). ``way=whole`` is ``generate`` with the prompts' time counted, too.
 """
 
 from __future__ import annotations
@@ -57,6 +57,17 @@ def generate(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
     return run
 
 
+def whole(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
+    run = generate(model, options)
+
+    def run_whole(work: Work) -> Times:
+        start = time.perf_counter()
+        run(work)
+        return Times(0.0, 0, time.perf_counter() - start, work.sequences * work.tokens)
+
+    return run_whole
+
+
 def step(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
     """The runner: the model and the sampler. The prompt is not computed, as its cost is not asked for here."""
     from bare_step import BareSteps
@@ -83,7 +94,7 @@ def model_alone(model: str, options: dict[str, Any]) -> Callable[[Work], Times]:
     return run
 
 
-WAYS = {"generate": generate, "step": step, "model": model_alone}
+WAYS = {"generate": generate, "whole": whole, "step": step, "model": model_alone}
 
 
 def start(model: str, way: str = "generate", **options: Any) -> tuple[Callable[[Work], Times], dict[str, Any]]:

@@ -87,7 +87,7 @@ def play(
 
     door = Door(limits or Limits())
     inbox: Any = Script(*batches, late=late)
-    EngineLoop(llm.engine, inbox, send, door, Meter(llm.engine, door), Pace(llm.engine, interval)).run()
+    EngineLoop(llm.engine, inbox, send, door, Meter(llm.engine, door), Pace(llm.engine, lambda streams: interval)).run()
     return sent
 
 

@@ -10,7 +10,7 @@ import pytest
 from octavo import AsyncLLM
 from octavo.client.wire import Limits
 from octavo.core.plan import RowStep, StepPlan
-from octavo.engine_process.pace import ON_CPU_MS, Pace, default_interval_ms
+from octavo.engine_process.pace import LONGEST, Pace, choose_interval
 from octavo.errors import UsageError
 
 
@@ -18,10 +18,11 @@ class Engine:
     """Steps that take as long as the test says."""
 
     def __init__(self, interval: float) -> None:
-        self.now, self.waiting, self.listeners = 100.0, 0, []  # type: ignore[var-annotated]
-        self.scheduler = SimpleNamespace(stats=lambda: SimpleNamespace(waiting=self.waiting))
+        self.now, self.listeners = 100.0, []  # type: ignore[var-annotated]
+        self.running, self.waiting = 2, 0
+        self.scheduler = SimpleNamespace(stats=lambda: SimpleNamespace(running=self.running, waiting=self.waiting))
         engine: Any = self
-        self.pace = Pace(engine, interval, clock=lambda: self.now)
+        self.pace = Pace(engine, lambda streams: interval, clock=lambda: self.now)
 
     def step(self, *tokens: int, takes: float) -> bool:
         """Whether it is told what a step with so many tokens in its rows has brought."""
@@ -29,7 +30,7 @@ class Engine:
         self._tell(StepPlan(0, rows))
         self.now += takes
         self._tell(None)
-        due = self.pace.is_due()
+        due = self.pace.is_due(1)
         if due:
             self.pace.told()
         return due
@@ -66,11 +67,31 @@ def test_a_step_that_reads_a_prompt_is_told_and_so_is_what_is_there_before_one()
     assert engine.step(1, 64, takes=0.01)
     assert not engine.step(1, 1, takes=0.01)
     engine.waiting = 1
-    assert engine.pace.is_due()
+    assert engine.pace.is_due(1), "it may be admitted now"
 
 
-def test_a_cpu_is_spared() -> None:
-    assert (default_interval_ms("cpu"), default_interval_ms("cuda")) == (ON_CPU_MS, 0)
+def test_those_who_wait_for_a_row_in_vain_change_nothing_until_one_is_free() -> None:
+    engine = Engine(1.0)
+    engine.waiting = 9
+    assert not any(engine.step(1, 1, takes=0.01) for _ in range(3))
+    engine.running = 1
+    assert engine.pace.is_due(1)
+
+
+@pytest.mark.parametrize(
+    ("asked_ms", "device", "streams", "seconds"),
+    [
+        (None, "cuda", 256, 0.0),
+        (None, "cpu", 1, 0.002),
+        (None, "cpu", 32, 0.064),
+        (None, "cpu", 1000, LONGEST),
+        (0.0, "cpu", 32, 0.0),
+        (500.0, "cpu", 1, 0.5),
+        (30.0, "cuda", 256, 0.03),
+    ],
+)
+def test_the_interval(asked_ms: float | None, device: str, streams: int, seconds: float) -> None:
+    assert choose_interval(asked_ms, device)(streams) == seconds
 
 
 @pytest.mark.parametrize("interval", [-1.0, float("nan"), float("inf")])

@@ -84,6 +84,11 @@ class Desk:
                 self._grown[output.request_id] = followed
         return left
 
+    @property
+    def num_grown(self) -> int:
+        """Requests that have grown since they were told."""
+        return len(self._grown)
+
     def tell_all(self) -> None:
         """Note what is new in all that have grown."""
         for followed in list(self._grown.values()):

@@ -158,7 +158,7 @@ class EngineLoop:
             raise EngineFailedError(reason)
 
     def _flush(self) -> None:
-        if self._pace.is_due():
+        if self._pace.is_due(self._desk.num_grown):
             self._desk.tell_all()
             self._pace.told()
         if self._desk.has_news():

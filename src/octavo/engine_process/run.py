@@ -20,7 +20,7 @@ from octavo.engine_process.inbox import Inbox
 from octavo.engine_process.loop import EngineLoop
 from octavo.engine_process.meter import Meter
 from octavo.engine_process.outbox import Outbox, pulse
-from octavo.engine_process.pace import Pace, default_interval_ms
+from octavo.engine_process.pace import Pace, choose_interval
 from octavo.execution.build import choose_dtype
 from octavo.version import __version__
 from octavo.weights.source import resolve
@@ -73,14 +73,10 @@ def _bound(context: zmq.Context[zmq.Socket[bytes]], kind: int, folder: str, name
 def _serve(engine: Engine, inbox: Inbox, outbox: Outbox, info: EngineInfo, limits: Limits) -> None:
     door = Door(limits)
     meter = Meter(engine, door)
+    pace = Pace(engine, choose_interval(limits.stream_interval_ms, torch.device(engine.config.device).type))
     outbox.send(Ready(info))
     with pulse(outbox, meter):
-        EngineLoop(engine, inbox, outbox.send, door, meter, _pace(engine, limits.stream_interval_ms)).run()
-
-
-def _pace(engine: Engine, asked_ms: float | None) -> Pace:
-    default = default_interval_ms(torch.device(engine.config.device).type)
-    return Pace(engine, (default if asked_ms is None else asked_ms) / 1e3)
+        EngineLoop(engine, inbox, outbox.send, door, meter, pace).run()
 
 
 def locate(config: EngineConfig) -> EngineConfig:
