@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from helpers_client import FakeClient
 from helpers_http import asgi, call, make, post, tokenizer
 from octavo.client.verbs import FailedError
 from octavo.errors import FormError
+from octavo.grammar import form_check
+from octavo.grammar.checked import checked_grammar
 from octavo.server.app import create_app
 from octavo.server.options import ServerOptions
 
@@ -52,13 +55,22 @@ def test_tools_whose_calls_cannot_be_forced() -> None:
     assert client.calls == []
 
 
-def test_a_form_that_takes_long_to_try_delays_nobody_else() -> None:
+def test_a_form_that_takes_long_to_try_delays_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    others_are_done = threading.Event()
+
+    def check_late(*args: Any) -> str:
+        assert others_are_done.wait(20)
+        return checked_grammar(*args)
+
+    monkeypatch.setattr(form_check, "checked_grammar", check_late)
+
     async def go() -> tuple[bool, int]:
         async with asgi(make()[0]) as client:
             slow = asyncio.create_task(client.post(TEXT, json={"prompt": "Hi", "guided_grammar": SLOW}))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1)
             await asyncio.gather(*(client.post(TEXT, json={"prompt": "Hi", "max_tokens": 1}) for _ in range(8)))
             waits = not slow.done()
+            others_are_done.set()
             return waits, (await slow).status_code
 
     assert asyncio.run(go()) == (True, 400)
