@@ -349,6 +349,19 @@ def test_tiny_temperatures_are_greedy_and_overflow_nothing(temperature, kind):
     assert not found.bad.any()
 
 
+@pytest.mark.parametrize("penalty", [1e-20, 1e-40, 5e-324])
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {}, {"top_p": 0.9, "temperature": 1e-6}, {"top_k": 5}])
+def test_tiny_repetition_penalties_overflow_nothing(penalty, kind):
+    """The likeliest token that was seen wins if its logit is above 0; what is banned stays banned."""
+    params = SamplingParams(repetition_penalty=penalty, allowed_token_ids=list(range(10, VOCAB)), **kind)
+    sampler = filled([(params, [3, 40], [50, 60], []), (params, [3], [7], [])])
+    logits = random_logits(0, 2)
+    logits[0, [3, 7, 40, 50, 60]] = torch.tensor([100.0, 90.0, -3.0, 1.0, 2.0])
+    found = sampler.sample(logits, torch.arange(2)).to_host()
+    assert (found.token_ids[0], found.bad.tolist()) == (60, [False, False])
+    assert found.token_ids[1] >= 10
+
+
 def test_rows_that_are_sorted_a_few_at_a_time_draw_the_same(monkeypatch):
     requests = [(SamplingParams(temperature=3.0, top_p=0.99), [1], [], []) for _ in range(11)]
     logits = random_logits(8, 11, vocab=5000)

@@ -31,7 +31,7 @@ the host to see the last one's.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ from octavo.kernels.transfer import to_device
 from octavo.sampling_params import SamplingParams
 
 _COLDEST = 1e-30  # a smaller temperature may be 0 in float32; long before, nothing but the likeliest token is left
+_LEAST_REPETITION = 1e-30  # what is divided by less may be infinite in float32; no other token has a chance long before
 
 _EXTRAS = np.dtype(
     [
@@ -150,7 +151,8 @@ class Sampler:
         self._filters[slot] = row[0] > 0 and row[1:4] != (0, 1, 0)
         ends = [*eos_token_ids, *params.stop_token_ids]
         self._edits.add(slot, params, output_token_ids, ends, bad_words_token_ids)
-        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        repetition = max(params.repetition_penalty, _LEAST_REPETITION)
+        penalties = repetition, params.presence_penalty, params.frequency_penalty
         if penalties != (1, 0, 0):
             seen = prompt_token_ids if params.repetition_penalty != 1 else ()
             self._counts.add(slot, seen, output_token_ids)
@@ -235,9 +237,9 @@ class Sampler:
         """
         return SampledTokens(*self._choose(logits, slots))
 
-    def _rows(self, slots: list[int], chosen: Container[int]) -> Tensor | None:
+    def _rows(self, slots: list[int], chosen: Collection[int]) -> Tensor | None:
         """The rows whose slot is ``chosen``, int64 [N] on the device; None without any."""
-        rows = [row for row, slot in enumerate(slots) if slot in chosen]
+        rows = [row for row, slot in enumerate(slots) if slot in chosen] if chosen else []
         return self._to_device(np.asarray(rows)) if rows else None
 
     def _mask(self, logits: Tensor, rows: Tensor, masks: Sequence[bytes]) -> None:
