@@ -85,6 +85,8 @@ class LogitEdits:
 
     def _bans_cover(self, slot: int, bad_words_token_ids: Sequence[Sequence[int]]) -> bool:
         """Whether all that ``slot`` may have stands among what may be banned."""
+        if not bad_words_token_ids and slot not in self._until_min_tokens:
+            return False
         _, ends = self._until_min_tokens.get(slot, _NOTHING)
         banned = np.union1d(ends, np.array([word[-1] for word in bad_words_token_ids], np.int64))
         allowed = self._allowed.get(slot)
