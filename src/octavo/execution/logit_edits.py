@@ -83,15 +83,6 @@ class LogitEdits:
         if self._bans_cover(slot, bad_words_token_ids):
             self.can_ban_all.add(slot)
 
-    def _bans_cover(self, slot: int, bad_words_token_ids: Sequence[Sequence[int]]) -> bool:
-        """Whether all that ``slot`` may have stands among what may be banned."""
-        if not bad_words_token_ids and slot not in self._until_min_tokens:
-            return False
-        _, ends = self._until_min_tokens.get(slot, _NOTHING)
-        banned = np.union1d(ends, np.array([word[-1] for word in bad_words_token_ids], np.int64))
-        allowed = self._allowed.get(slot)
-        return len(banned) == self._vocab_size if allowed is None else bool(np.isin(allowed, banned).all())
-
     def remove(self, slot: int) -> None:
         """Forget ``slot``."""
         for table in (self._allowed, self._bad_words, self._until_min_tokens, self._bias):
@@ -120,6 +111,15 @@ class LogitEdits:
         """Append one output token, int64 [S], to the output of each of ``slots``."""
         for row, words in _pairs(self._bad_words, slots):
             words.record(tokens[row : row + 1])
+
+    def _bans_cover(self, slot: int, bad_words_token_ids: Sequence[Sequence[int]]) -> bool:
+        """Whether all that ``slot`` may have stands among what may be banned."""
+        if not bad_words_token_ids and slot not in self._until_min_tokens:
+            return False
+        _, ends = self._until_min_tokens.get(slot, _NOTHING)
+        banned = np.union1d(ends, np.array([word[-1] for word in bad_words_token_ids], np.int64))
+        allowed = self._allowed.get(slot)
+        return len(banned) == self._vocab_size if allowed is None else bool(np.isin(allowed, banned).all())
 
     def _banned_ends(self, slots: Sequence[int], num_outputs: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Rows, ids and -inf for rows that have not yet reached ``min_tokens``; forgets those that have."""
