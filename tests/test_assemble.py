@@ -35,10 +35,14 @@ def test_an_error_is_the_models_whatever_was_asked_for(options: dict[str, object
     assert (output.refused, output.finished) == (None, True)
 
 
-def test_a_refusal_is_an_error_that_says_so() -> None:
-    output = output_after([Sampled("r", HALF), Finished("r", "refused", "no token is left")])
+@pytest.mark.parametrize(
+    ("options", "kind"), [({}, "request"), ({"structured_outputs": {"json_object": True}}, "form")]
+)
+def test_a_refusal_is_an_error_that_says_so_and_what_is_to_blame(options: dict[str, object], kind: str) -> None:
+    output = output_after([Sampled("r", HALF), Finished("r", "refused", "no token is left")], **options)
     assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("error", "no token is left")
     assert (output.refused, output.outputs[0].text) == ("no token is left", "\ufffd")
+    assert output.refused_kind == kind
 
 
 def test_a_completion_whose_last_text_is_a_stop_string_is_not_refused() -> None:

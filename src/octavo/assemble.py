@@ -178,6 +178,8 @@ class Assembler:
         completion.finish("error" if reason == "refused" else reason, stop_reason)
         if reason == "refused" and completion.output.finish_reason == "error":  # the last text may have been a stop
             group.output.refused = str(stop_reason)
+            has_form = completion.request.params.structured_outputs is not None
+            group.output.refused_kind = "form" if has_form else "request"
         group.num_unfinished -= 1
         del self._members[completion.request.id]
         if group.num_unfinished == 0:

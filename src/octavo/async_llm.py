@@ -114,7 +114,8 @@ class AsyncLLM:
                 `octavo.client.verbs.EngineClient.generate`.
 
         Raises:
-            RequestError: it can never be served. BusyError: the queue is full. EngineDeadError: there is no engine.
+            RequestError: it can never be served, or its options leave no token to go on with. BusyError: the queue is
+                full. EngineDeadError: there is no engine.
         """
         whole: RequestOutput | None = None
         async with aclosing(self._news(prompt, sampling_params, request_id, options)) as outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -84,7 +85,8 @@ class RequestOutput:
     first is None, as nothing predicts it. ``embedding`` is the prompt's vector, where ``PoolingParams`` asked for one.
     ``metrics`` are complete when it is finished. ``refused`` says why a completion ended with "error" though its
     sender could mend that: the form (``structured_outputs``) cannot be used with this model, became too complex, or
-    leaves no token that the other options allow.
+    leaves no token that the other options allow; or these alone leave none. ``refused_kind`` says what is to blame:
+    the "form", or a "request" without one.
     """
 
     request_id: str
@@ -96,3 +98,4 @@ class RequestOutput:
     prompt_logprobs: list[Logprobs | None] | None = None
     embedding: Sequence[float] | None = None
     refused: str | None = None
+    refused_kind: Literal["request", "form"] = "request"

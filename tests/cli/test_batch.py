@@ -408,3 +408,26 @@ def test_a_form_that_cannot_be_compiled_is_the_lines_fault(model: Path, files: t
     assert error["message"].startswith("guided_grammar: the grammar of structured_outputs cannot go on")
     assert found["complex"]["response"]["status_code"] == 400
     assert found["good"]["response"]["body"]["choices"][0]["message"]["content"] == "yes"
+
+
+def test_options_that_leave_no_token_are_the_lines_fault(model: Path, files: tuple[Path, Path], llm: LLM) -> None:
+    (seven,) = llm.tokenizer.encode("7", add_special_tokens=False)
+    only = {"allowed_token_ids": [seven], "max_tokens": 6}
+    lines = [
+        batch_line("at once", CHAT_URL, messages=HI, bad_words=["7"], **only),
+        batch_line("plain", prompt="The quick", **GREEDY),
+        batch_line("later", prompt=["The", "lazy"], bad_words=["777"], n=2, **only),
+        batch_line("form", CHAT_URL, messages=HI, guided_choice=["yes"], **only),
+        batch_line("enough", prompt="The", bad_words=["7777777"], **only),
+    ]
+    found = answers(model, files, lines)
+    for name in ("at once", "later"):
+        error = error_of(found[name])
+        assert (error["type"], error["param"]) == ("invalid_request_error", "allowed_token_ids")
+        assert error["message"].startswith("allowed_token_ids, bad_words: every token is banned; accepted: ")
+    error = error_of(found["form"])
+    assert error["param"] == "guided_choice"
+    assert error["message"].startswith("guided_choice: no token is left: ")
+    assert found["enough"]["response"]["body"]["choices"][0]["text"] == "777777"
+    expected = llm.generate("The quick", SamplingParams(**GREEDY), use_tqdm=False)[0].outputs[0].text
+    assert found["plain"]["response"]["body"]["choices"][0]["text"] == expected

@@ -12,6 +12,7 @@ import pytest
 
 from helpers_cli import make_chat_adapter, make_chat_model
 from octavo import LLM, AsyncLLM, ModelError, RequestError, SamplingParams, UsageError
+from octavo.text.tokenizer import load_tokenizer
 
 OPTIONS: dict[str, Any] = {"kv_cache_memory": 8 << 20, "block_size": 4}
 TALK = [{"role": "user", "content": "Hi"}]
@@ -85,6 +86,22 @@ async def last(llm: AsyncLLM, prompt: str) -> str:
     async for output in llm.generate(prompt, GREEDY):
         text = output.outputs[0].text
     return text
+
+
+def test_what_came_before_a_refusal_is_told_first(path: Path) -> None:
+    (seven,) = load_tokenizer(path).encode("7", add_special_tokens=False)
+    bans = SamplingParams(max_tokens=60, allowed_token_ids=[seven], bad_words=["7" * 40], n=2)
+
+    async def run() -> None:
+        async with AsyncLLM(str(path), **OPTIONS) as llm:
+            expected = await last(llm, "Once")
+            outputs = llm.generate([5], bans)
+            assert set((await anext(outputs)).outputs[0].token_ids) == {seven}
+            with pytest.raises(RequestError, match="allowed_token_ids, bad_words: every token is banned"):
+                _ = [output async for output in outputs]
+            assert await last(llm, "Once") == expected
+
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_adapters_come_and_go(path: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from helpers_core import chain_hash, make_request
 from octavo.errors import RequestError
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputs
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,27 @@ def test_why_it_ends(output: list[int], params: SamplingParams, eos: tuple[int, 
     request = make_request("a", 4, 3, params=params, eos_token_ids=eos)
     request.tokens.extend(output)
     assert request.stop_after(output[-1]) == stop
+
+
+@pytest.mark.parametrize(
+    ("options", "bad_words", "names"),
+    [
+        ({"allowed_token_ids": [5]}, ((5,),), "allowed_token_ids, bad_words"),
+        ({"allowed_token_ids": [2], "min_tokens": 2}, (), "allowed_token_ids, min_tokens (no stop token before it)"),
+        ({"allowed_token_ids": [5], "min_tokens": 1}, ((5,),), "allowed_token_ids, bad_words"),  # it has so many
+        ({"min_tokens": 2, "stop_token_ids": [0, 1, 2]}, (), "min_tokens (no stop token before it)"),
+        ({}, ((0,), (1,)), "bad_words"),
+    ],
+)
+def test_why_its_options_leave_no_token(
+    options: dict[str, Any], bad_words: tuple[tuple[int, ...], ...], names: str
+) -> None:
+    request = make_request("a", 4, params=SamplingParams(**options), bad_words=bad_words)
+    request.tokens.append(7)
+    assert request.why_no_token() == f"{names}: every token is banned; accepted: options that leave at least one"
+
+
+def test_a_form_is_to_blame_for_what_other_options_leave_of_it() -> None:
+    params = SamplingParams(allowed_token_ids=[5], structured_outputs=StructuredOutputs(regex="a"))
+    why = make_request("a", 4, params=params).why_no_token()
+    assert why.startswith("no token is left: the request's other options (min_tokens, allowed_token_ids, bad_words)")

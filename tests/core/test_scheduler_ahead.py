@@ -175,14 +175,26 @@ def test_an_error_ends_its_request_and_no_other() -> None:
 
 def test_what_its_options_refuse_ends_a_request_and_keeps_what_was_computed() -> None:
     scheduler = make_scheduler()
-    scheduler.add(make_request("a", [9] * 20))
+    scheduler.add(make_request("a", [9] * 20, params=SamplingParams(allowed_token_ids=[3]), bad_words=((3,),)))
     plan = must_plan(scheduler)
-    events = scheduler.apply(result_of(plan, refused={plan.rows[0].slot: "no token is left"}))
-    assert events == [Finished("a", "refused", "no token is left")]
+    (finished,) = scheduler.apply(result_of(plan, refused=(plan.rows[0].slot,)))
+    assert finished == Finished("a", "refused", finished.stop_reason)
+    assert finished.stop_reason.startswith("allowed_token_ids, bad_words: every token is banned")
     scheduler.check()
     scheduler.add(make_request("b", [9] * 20))
     (row,) = must_plan(scheduler).rows
     assert row.start == 16
+
+
+def test_a_refusal_ends_its_request_and_no_other_while_the_next_step_runs() -> None:
+    scheduler, first, second = two_in_flight(make_request("a", 5), make_request("b", 5))
+    slot = first.entering[0].slot
+    refused, told = scheduler.apply(result_of(first, refused=(slot,)))
+    assert (refused.request_id, refused.reason, told) == ("a", "refused", Sampled("b", 7))
+    scheduler.check()
+    assert scheduler.apply(result_of(second, refused=(slot,))) == [Sampled("b", 7)]
+    scheduler.check()
+    assert list(scheduler.requests) == ["b"]
 
 
 def test_an_error_in_a_chunk_that_samples_nothing_counts_too() -> None:

@@ -29,7 +29,7 @@ def test_completions_that_were_under_way_end_with_an_error_and_those_that_had_en
     output = follow(desk, *(CompletionOutput(i, "a", [5]) for i in range(3)))
     output.outputs[0].finish_reason = "length"
     assert desk.tell([output]) == []
-    output.outputs[1].finish_reason, output.refused = "error", "too complex"
+    output.outputs[1].finish_reason, output.refused, output.refused_kind = "error", "too complex", "form"
     assert desk.tell([output]) == ["r"]
     assert dict(meter.finished) == {"length": 1, "error": 2}
     assert desk.take().refused == [Refused(7, "too complex", kind="form")]
@@ -43,4 +43,4 @@ def test_what_is_refused_before_its_first_token_was_told_has_not_run() -> None:
     output.refused, output.finished = "cannot be used", True
     assert desk.tell([output]) == []
     assert dict(meter.finished) == {}
-    assert desk.take().refused == [Refused(7, "cannot be used", kind="form")]
+    assert desk.take().refused == [Refused(7, "cannot be used", kind="request")]

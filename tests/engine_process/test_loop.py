@@ -308,6 +308,18 @@ def test_a_form_that_fails_while_it_is_followed_is_refused_and_ends_all_that_it_
         llm.engine.scheduler.check()
 
 
+def test_options_that_leave_no_token_are_the_requests_mistake(llm: LLM) -> None:
+    late = SamplingParams(n=2, max_tokens=9, allowed_token_ids=[7, 8], min_tokens=5, stop_token_ids=[7, 8])
+    news = play(llm, [request(1, params=late), request(2)])
+    (refused,) = [refused for each in news for refused in each.refused]
+    assert (refused.key, refused.kind) == (1, "request")
+    assert refused.message.startswith("allowed_token_ids, min_tokens (no stop token before it): every token is banned")
+    assert ends_of(news) == {2: ("length", None)}
+    assert tokens_of(news, 2) == tokens_of(play(llm, [request(2)]), 2)
+    assert not llm.engine.has_unfinished_requests()
+    llm.engine.scheduler.check()
+
+
 def test_a_form_that_this_model_cannot_have_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "checked_grammar", lambda form, specials: form.grammar)  # as if it were good
     bad, good = (StructuredOutputs(grammar=f"start: {what}") for what in ("<|nowhere|>", "/[ab]{3}/"))

@@ -145,6 +145,34 @@ def test_a_masked_step_is_sampled_when_its_masks_come_and_not_before(tmp_path):
     engine.shutdown()
 
 
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": True}, {"async_scheduling": False}], ids=str)
+def test_requests_whose_options_leave_no_token_are_refused_as_by_the_plain_runner(tmp_path, options):
+    """At once and in mid-answer; in graphs and without; beside masked steps and without."""
+    folder = make_model(tmp_path)
+    tokenizer = load_tokenizer(folder)
+    (seven,) = tokenizer.encode("7", add_special_tokens=False)
+    only = {"allowed_token_ids": [seven], "max_tokens": 20}
+    bad = [
+        SamplingParams(**only, min_tokens=1, stop_token_ids=[seven]),
+        SamplingParams(**only, bad_words=["7" * 6], logprobs=1),
+        SamplingParams(**only, structured_outputs={"regex": "7{4}a"}),
+    ]
+    requests = [([30 + i] * 5, params) for i, params in enumerate(bad)] + mixed_requests(3, 8)
+    limits = {"max_num_seqs": 4, "max_num_batched_tokens": 20}
+    with LLM(str(folder), **{**ENGINE, **limits}) as llm:
+        expected = run(llm.engine, requests)
+    engine, _ = device_engine(folder, tokenizer, **{**ENGINE, **limits, **options})
+    found = run(engine, requests)
+    engine.scheduler.check()
+    engine.shutdown()
+    assert as_values(found) == as_values(expected)
+    assert [o.refused for o in found] == [o.refused for o in expected]
+    assert [len(o.outputs[0].token_ids) for o in found[:3]] == [0, 5, 4]
+    assert [o.refused_kind for o in found[:3]] == ["request", "request", "form"]
+    assert {o.outputs[0].finish_reason for o in found[:3]} == {"error"}
+    assert all(o.refused is None for o in found[3:])
+
+
 def test_vectors_are_those_of_the_plain_runner(path):
     """A prompt of one token would be a recorded step, whose hidden states nobody sees."""
     requests = [(prompt, PoolingParams() if i % 2 else params) for i, (prompt, params) in enumerate(work(3))]

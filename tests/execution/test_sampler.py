@@ -252,24 +252,90 @@ def test_hopeless_rows_are_reported_and_others_unharmed(kind, value):
     assert torch.equal(found.token_ids[[0, 2]], clean.sample(logits, torch.arange(3)).token_ids[[0, 2]])
 
 
-def test_a_request_that_bans_every_token_is_reported():
-    sampler = Sampler(1, VOCAB)
-    sampler.add(0, SamplingParams(allowed_token_ids=[2, 5], min_tokens=1), [1], [], 0, EOS)
-    assert sampler.sample(random_logits(0, 1), torch.tensor([0])).bad.tolist() == [True]
+SMALL = 5
+TOKENS = st.integers(0, SMALL - 1)
+TIGHT = st.tuples(
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 1.0]),
+        allowed_token_ids=st.none() | st.lists(TOKENS, min_size=1, max_size=2),
+        min_tokens=st.sampled_from([0, 2, 3]),
+        stop_token_ids=st.lists(TOKENS, max_size=SMALL, unique=True),
+        logit_bias=st.none() | st.dictionaries(TOKENS, st.sampled_from([-100.0, 100.0]), max_size=2),
+        presence_penalty=st.sampled_from([0.0, 2.0]),
+        logprobs=st.sampled_from([None, 2]),
+    ),
+    st.lists(TOKENS, min_size=1, max_size=3),
+    st.lists(TOKENS, max_size=3),
+    st.lists(st.lists(TOKENS, min_size=1, max_size=2), max_size=SMALL),
+)
+SPOILT = st.sampled_from([None, None, None, math.nan, math.inf, -math.inf])
+
+
+@pytest.mark.parametrize("ops", [None, ReferenceOps()], ids=["cpu", "reference"])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(TIGHT, SPOILT), min_size=1, max_size=6), st.sets(TOKENS, min_size=1), st.integers(0, 99))
+def test_options_are_to_blame_where_sound_logits_have_no_token_left(ops, rows, ends, seed):
+    """Whatever else is in the batch: broken logits, and rows whose options leave a token after all."""
+    requests = [request for request, _ in rows]
+    sampler = Sampler(len(rows), SMALL, ops=ops)
+    for slot, (params, prompt, output, words) in enumerate(requests):
+        sampler.add(slot, params, prompt, output, 1000 + slot, ends, words)
+    logits = random_logits(seed, len(rows), SMALL)
+    for row, (_, value) in enumerate(rows):
+        logits[row] = logits[row] if value is None else value
+    sampled = sampler.sample(logits.clone(), torch.arange(len(rows)))
+    for found in (sampled.to_host(), Fetch.of(sampled).wait()):
+        for row, ((params, prompt, output, words), value) in enumerate(rows):
+            values = edited(logits[row].numpy(), params, prompt, output, ends, words)
+            none_left = not np.isfinite(values).any()
+            assert found.bad[row] == (none_left or value is not None)
+            assert found.banned[row] == (none_left and value is None)
+            number = uniform(np.array([1000 + row], np.uint64), np.array([len(output)], np.uint64))[0]
+            if not found.bad[row] and not near_tie(values, params, number):
+                assert found.token_ids[row] == choose(values, params, number)
+
+
+def test_a_row_is_looked_at_only_if_its_options_can_ban_all_that_it_may_have():
+    """All others cost what they did: no look at their logits before they are edited."""
+    rest = [i for i in range(VOCAB) if i not in EOS]
+    some = [
+        (SamplingParams(allowed_token_ids=[3, 4]), [[3]]),
+        (SamplingParams(allowed_token_ids=[*EOS, 4], min_tokens=3), [[3]]),
+        (SamplingParams(allowed_token_ids=EOS), []),
+        (SamplingParams(min_tokens=3, stop_token_ids=rest[1:]), []),
+        (SamplingParams(logit_bias={3: -100}, repetition_penalty=2.0, logprobs=1), [[3], [1, 4]]),
+    ]
+    every = [
+        (SamplingParams(allowed_token_ids=[3, 4]), [[3], [9, 9, 4]]),
+        (SamplingParams(allowed_token_ids=EOS, min_tokens=3), []),
+        (SamplingParams(allowed_token_ids=[*EOS, 4], min_tokens=3), [[4]]),
+        (SamplingParams(min_tokens=3, stop_token_ids=rest), []),
+        (SamplingParams(), [[i] for i in range(VOCAB)]),
+    ]
+    sampler = filled([(params, [1], [], words) for params, words in some])
+    assert sampler.sample(random_logits(0, 5), torch.arange(5)).banned is None
+    tight = filled([(params, [1], [], words) for params, words in every])
+    assert tight.sample(random_logits(0, 5), torch.arange(5)).banned.tolist() == [False, True, True, True, True]
+    for slot, (params, words) in enumerate(some):
+        tight.add(slot, params, [1], [], 1, EOS, words)
+    assert tight.sample(random_logits(0, 5), torch.arange(5)).banned is None, "a slot forgets who was there before"
 
 
 @pytest.mark.parametrize("kind", [{}, {"logprobs": 2}])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_mask_is_to_blame_only_where_the_logits_were_finite(kind, value):
-    """Rows: good; an overflow with and without a mask; a mask that leaves what min_tokens bans; nothing to blame."""
+    """Rows: good; an overflow with and without a mask; a mask that leaves what min_tokens bans; nothing to blame; and
+    options that ban all without a mask."""
     params = [SamplingParams(**kind)] * 3 + [SamplingParams(**kind, min_tokens=1), SamplingParams(**kind)]
-    logits = random_logits(1, 5)
+    params.append(SamplingParams(**kind, min_tokens=1, allowed_token_ids=EOS))
+    logits = random_logits(1, 6)
     logits[1:3] = value
     masks = {0: bits_of({4}), 1: bits_of({4}), 3: bits_of(set(EOS))}
-    sampled = filled([(each, [1], [], []) for each in params]).sample(logits, torch.arange(5), masks)
+    sampled = filled([(each, [1], [], []) for each in params]).sample(logits, torch.arange(6), masks)
     for found in (sampled.to_host(), Fetch.of(sampled).wait()):
-        assert found.bad.tolist() == [False, True, True, True, False]
-        assert found.banned.tolist() == [False, False, False, True, False]
+        assert found.bad.tolist() == [False, True, True, True, False, True]
+        assert found.banned.tolist() == [False, False, False, True, False, True]
         assert found.token_ids[[0, 1, 2, 3]].tolist() == [4, 0, 0, 0]
 
 
@@ -281,6 +347,19 @@ def test_tiny_temperatures_are_greedy_and_overflow_nothing(temperature, kind):
     found = sampler.sample(logits.clone(), torch.arange(8))
     assert torch.equal(found.token_ids, logits.argmax(1))
     assert not found.bad.any()
+
+
+@pytest.mark.parametrize("penalty", [1e-20, 1e-40, 5e-324])
+@pytest.mark.parametrize("kind", [{"temperature": 0}, {}, {"top_p": 0.9, "temperature": 1e-6}, {"top_k": 5}])
+def test_tiny_repetition_penalties_overflow_nothing(penalty, kind):
+    """The likeliest token that was seen wins if its logit is above 0; what is banned stays banned."""
+    params = SamplingParams(repetition_penalty=penalty, allowed_token_ids=list(range(10, VOCAB)), **kind)
+    sampler = filled([(params, [3, 40], [50, 60], []), (params, [3], [7], [])])
+    logits = random_logits(0, 2)
+    logits[0, [3, 7, 40, 50, 60]] = torch.tensor([100.0, 90.0, -3.0, 1.0, 2.0])
+    found = sampler.sample(logits, torch.arange(2)).to_host()
+    assert (found.token_ids[0], found.bad.tolist()) == (60, [False, False])
+    assert found.token_ids[1] >= 10
 
 
 def test_rows_that_are_sorted_a_few_at_a_time_draw_the_same(monkeypatch):

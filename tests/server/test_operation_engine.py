@@ -166,6 +166,47 @@ def test_a_grammar_that_fails_in_the_middle_of_an_answer_is_the_senders_mistake(
     asyncio.run(go())
 
 
+SEVEN = 26
+"""The id of "7"."""
+
+BANS: list[tuple[dict[str, Any], int, str]] = [
+    ({"bad_words": ["7"]}, 0, "allowed_token_ids, bad_words"),
+    ({"bad_words": ["7" * 40]}, 39, "allowed_token_ids, bad_words"),
+    ({"bad_words": ["7" * 40], "n": 2}, 39, "allowed_token_ids, bad_words"),
+    ({"min_tokens": 2, "stop_token_ids": [SEVEN]}, 0, "allowed_token_ids, min_tokens (no stop token before it)"),
+]
+"""Options beside one allowed token, how many tokens they leave, and which of them are to blame."""
+
+
+def test_options_that_leave_no_token_are_the_senders_mistake(model: Path) -> None:
+    """A status if nothing was sent yet, else the last event; who has asked for something else notices nothing."""
+    assert load_tokenizer(model).encode("7", add_special_tokens=False) == [SEVEN]
+    plain = {"prompt": "Hi", "max_tokens": 60, "temperature": 1, "seed": 7, "return_token_ids": True}
+
+    async def go() -> None:
+        async with serving(model) as (url, _), httpx.AsyncClient(base_url=url, timeout=30) as http:
+            alone = (await http.post("/v1/completions", json=plain)).json()["choices"]
+            other = asyncio.create_task(http.post("/v1/completions", json=plain))
+            for path, asked in (("/v1/completions", {"prompt": "Hi"}), ("/v1/chat/completions", {"messages": HI})):
+                for options, num_tokens, names in BANS:
+                    body = {**asked, "max_tokens": 60, "allowed_token_ids": [SEVEN], **options}
+                    answer = await http.post(path, json=body)
+                    error = answer.json()["error"]
+                    found = (answer.status_code, error["type"], error["param"])
+                    assert found == (400, "invalid_request_error", "allowed_token_ids")
+                    assert error["message"].startswith(f"{names}: every token is banned")
+                    streamed = await http.post(path, json={**body, "stream": True})
+                    *before, last = [line.removeprefix("data: ") for line in streamed.text.split("\n\n") if line]
+                    assert json.loads(last)["error"] == error
+                    assert (streamed.status_code, len(before) > 0) == ((200, True) if num_tokens else (400, False))
+            assert (await http.get("/health")).status_code == 200
+            assert (await other).json()["choices"] == alone
+            check = (await http.post("/debug/check")).json()
+            assert (check["unfinished"], check["free_blocks"]) == (0, check["num_blocks"])
+
+    asyncio.run(go())
+
+
 ENDED = "octavo:e2e_request_latency_seconds_count"
 
 

@@ -219,10 +219,10 @@ class BatchRunner:
             self._answer(running.job, [running.outputs[i] for i in running.request_ids])
 
     def _answer(self, job: Job, outputs: list[RequestOutput]) -> None:
-        refused = [output.refused for output in outputs if output.refused is not None]
-        if refused:
-            error = form_error(form_field(job.body), refused[0])
-            self._write(job.number, job.custom_id, refusal(error), 400)
+        refused = next((output for output in outputs if output.refused is not None), None)
+        if refused is not None:
+            error = _error_of(refused, job)
+            self._write(job.number, job.custom_id, refusal(error, job.body.__struct_fields__), 400)
             return
         errors = [c.stop_reason for output in outputs for c in output.outputs if c.finish_reason == "error"]
         if errors:
@@ -254,6 +254,13 @@ class BatchRunner:
 
     def _name(self, number: int) -> str:
         return f"{self._run_id}-{number}"
+
+
+def _error_of(refused: RequestOutput, job: Job) -> RequestError:
+    """What the sender of a job did wrong, one of whose outputs is ``refused``."""
+    if refused.refused_kind == "form":
+        return form_error(form_field(job.body), refused.refused)
+    return RequestError(refused.refused)
 
 
 def _form_check(llm: LLM) -> FormCheck | None:

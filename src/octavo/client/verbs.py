@@ -124,8 +124,9 @@ class EngineClient(Protocol):
             timeout: seconds from now after which it ends with finish reason "abort" and stop reason "deadline".
 
         Raises:
-            RequestError: it can never be served (`FormError`: because of its form). BusyError: the queue is full.
-            FailedError: the engine failed at it before it began. EngineDeadError: there is no engine.
+            RequestError: it can never be served, or its options leave no token to go on with (`FormError`: because of
+                its form). BusyError: the queue is full. FailedError: the engine failed at it before it began.
+                EngineDeadError: there is no engine.
         """
         ...
 

@@ -171,7 +171,7 @@ class StepResult(msgspec.Struct, frozen=True):
         errors: slot -> why its logits cannot be sampled from; what stands in ``token_ids`` for such a row is
             ignored.
         vectors: slot -> the vector of its prompt.
-        refused: slot -> why its own options leave no token, though its logits are sound; else as ``errors``.
+        refused: the slots whose logits were sound, but whose request's own options leave no token; else as ``errors``.
     """
 
     step: int
@@ -180,7 +180,7 @@ class StepResult(msgspec.Struct, frozen=True):
     prompt_logprobs: dict[int, tuple[int, tuple[Logprobs, ...]]] = msgspec.field(default_factory=dict)
     errors: dict[int, str] = msgspec.field(default_factory=dict)
     vectors: dict[int, Sequence[float]] = msgspec.field(default_factory=dict)
-    refused: dict[int, str] = msgspec.field(default_factory=dict)
+    refused: tuple[int, ...] = ()
 
 
 def table_checksum(tables: Iterable[tuple[int, int, Iterable[int]]]) -> int:

@@ -14,6 +14,11 @@ from octavo.errors import RequestError
 from octavo.outputs import RequestMetrics
 from octavo.sampling_params import SamplingParams
 
+_NONE_OF_FORM = (
+    "no token is left: the request's other options (min_tokens, allowed_token_ids, bad_words) ban all that its grammar "
+    "allows"
+)
+
 
 class Status(enum.Enum):
     WAITING = "waiting"
@@ -142,6 +147,20 @@ class Request:
         self.blocks, self.slot, self.adapter_number = [], -1, 0
         self.metrics.finished_time = now
         return Finished(self.id, "error")
+
+    def why_no_token(self) -> str:
+        """What is wrong with its options if they leave no token after the output so far."""
+        params = self.params
+        if params.structured_outputs is not None:
+            return _NONE_OF_FORM
+        too_short = self.num_output_tokens < params.min_tokens
+        bans = {
+            "allowed_token_ids": params.allowed_token_ids is not None,
+            "bad_words": bool(self.bad_words),
+            "min_tokens (no stop token before it)": too_short,
+        }
+        names = ", ".join(name for name, given in bans.items() if given)
+        return f"{names}: every token is banned; accepted: options that leave at least one"
 
     def stop_after(self, token_id: int) -> tuple[str, int | None] | None:
         """Why it ends with ``token_id`` as its last token: (finish reason, stop token), or None to go on."""

@@ -361,7 +361,7 @@ class Scheduler:
         for slot in result.errors:
             self.pool.forget(by_slot[slot].block_hashes)
         failed = [(by_slot[slot], "error", why) for slot, why in result.errors.items()]
-        failed += [(by_slot[slot], "refused", why) for slot, why in result.refused.items()]
+        failed += [(by_slot[slot], "refused", by_slot[slot].why_no_token()) for slot in result.refused]
         alive = [end for end in failed if end[0].status is not Status.FINISHED]
         return [self._finish(request, reason, why, now) for request, reason, why in alive]
 

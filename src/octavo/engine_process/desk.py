@@ -99,7 +99,7 @@ class Desk:
         if any(cursor.num_tokens for cursor in cursors):  # else it is as if it had never been queued
             self._meter.finished["error"] += sum(not cursor.finished for cursor in cursors)
         self._forget(followed)
-        self.news.refused.append(Refused(followed.key, why, kind="form"))
+        self.news.refused.append(Refused(followed.key, why, kind=followed.output.refused_kind))
 
     def tell_failure(self, reason: str) -> None:
         """The engine has ended all requests with an error: say so, and why."""

@@ -18,6 +18,9 @@ T = TypeVar("T")
 ALWAYS: int = np.iinfo(np.int64).max
 """Longer than any output."""
 
+_NOTHING = 0, np.empty(0, np.int64)
+"""For how many tokens which ones are banned, where none is."""
+
 
 class BadWords:
     """The bad words of one request and the end of its output, on the device."""
@@ -42,9 +45,16 @@ class BadWords:
 
 
 class LogitEdits:
-    """All edits of all slots. Only slots that ask for one have an entry, and only these cost time."""
+    """All edits of all slots. Only slots that ask for one have an entry, and only these cost time.
 
-    def __init__(self, device: torch.device) -> None:
+    Attributes:
+        can_ban_all: the slots that may be left without a token: bad words, and stop tokens before ``min_tokens``, can
+            ban all that is allowed. Whether they do in a step depends on the output.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.can_ban_all: set[int] = set()
+        self._vocab_size = vocab_size
         self._device = device
         self._allowed: dict[int, np.ndarray] = {}
         self._bad_words: dict[int, BadWords] = {}
@@ -70,11 +80,14 @@ class LogitEdits:
         if params.logit_bias:
             ids, values = zip(*params.logit_bias.items(), strict=True)
             self._bias[slot] = np.asarray(ids, np.int64), np.asarray(values, np.float32)
+        if self._bans_cover(slot, bad_words_token_ids):
+            self.can_ban_all.add(slot)
 
     def remove(self, slot: int) -> None:
         """Forget ``slot``."""
         for table in (self._allowed, self._bad_words, self._until_min_tokens, self._bias):
             table.pop(slot, None)
+        self.can_ban_all.discard(slot)
 
     def ends(self, slot: int) -> int:
         """The output length from which on ``slot`` has no edits; ``ALWAYS`` if it will never be without."""
@@ -98,6 +111,15 @@ class LogitEdits:
         """Append one output token, int64 [S], to the output of each of ``slots``."""
         for row, words in _pairs(self._bad_words, slots):
             words.record(tokens[row : row + 1])
+
+    def _bans_cover(self, slot: int, bad_words_token_ids: Sequence[Sequence[int]]) -> bool:
+        """Whether all that ``slot`` may have stands among what may be banned."""
+        if not bad_words_token_ids and slot not in self._until_min_tokens:
+            return False
+        _, ends = self._until_min_tokens.get(slot, _NOTHING)
+        banned = np.union1d(ends, np.array([word[-1] for word in bad_words_token_ids], np.int64))
+        allowed = self._allowed.get(slot)
+        return len(banned) == self._vocab_size if allowed is None else bool(np.isin(allowed, banned).all())
 
     def _banned_ends(self, slots: Sequence[int], num_outputs: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Rows, ids and -inf for rows that have not yet reached ``min_tokens``; forgets those that have."""

@@ -31,7 +31,7 @@ the host to see the last one's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ from octavo.kernels.transfer import to_device
 from octavo.sampling_params import SamplingParams
 
 _COLDEST = 1e-30  # a smaller temperature may be 0 in float32; long before, nothing but the likeliest token is left
+_LEAST_REPETITION = 1e-30  # what is divided by less may be infinite in float32; no other token has a chance long before
 
 _EXTRAS = np.dtype(
     [
@@ -82,8 +83,8 @@ class SampledTokens(NamedTuple):
         logprobs: of the rows that asked for them.
         logprob_rows: which rows these are, int64 [N], ascending.
         logprob_widths: how many of the likeliest tokens each of them asked for.
-        banned: bool [S]: of the bad rows with a mask those whose logits were finite before it, so that the request's
-            own options leave no token; None where no row has a mask.
+        banned: bool [S]: the bad rows whose logits were finite before steps 1 to 3, so that it is the request's own
+            options that leave no token; None where no row's options could.
     """
 
     token_ids: Tensor
@@ -126,7 +127,7 @@ class Sampler:
         self._filters = np.zeros(max_num_seqs, np.bool_)
         # From this output length on, a token depends on its `PARAMS` and the raw logits alone.
         self._edited_until = np.zeros(max_num_seqs, np.int64)
-        self._edits = LogitEdits(self._device)
+        self._edits = LogitEdits(vocab_size, self._device)
         self._counts = TokenCounts(vocab_size, self._device)
 
     def add(
@@ -150,7 +151,8 @@ class Sampler:
         self._filters[slot] = row[0] > 0 and row[1:4] != (0, 1, 0)
         ends = [*eos_token_ids, *params.stop_token_ids]
         self._edits.add(slot, params, output_token_ids, ends, bad_words_token_ids)
-        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        repetition = max(params.repetition_penalty, _LEAST_REPETITION)
+        penalties = repetition, params.presence_penalty, params.frequency_penalty
         if penalties != (1, 0, 0):
             seen = prompt_token_ids if params.repetition_penalty != 1 else ()
             self._counts.add(slot, seen, output_token_ids)
@@ -209,12 +211,15 @@ class Sampler:
         names the slot of each row, none twice. It belongs on the host, where it comes from; elsewhere it is
         waited for.
         """
-        where = slots.cpu().numpy()
+        where, masks = slots.cpu().numpy(), masks or {}
         slot_list: list[int] = where.tolist()
         extras = self._extras[where]
         asked = np.flatnonzero(extras["logprobs"] >= 0)
         raw = raw_rows(logits, asked) if len(asked) else None
-        finite = self._mask(logits, slot_list, masks) if masks else None
+        masked, others = self._rows(slot_list, masks), self._rows(slot_list, self._edits.can_ban_all)
+        finite = _finite(logits, [rows for rows in (masked, others) if rows is not None])
+        if masked is not None:
+            self._mask(logits, masked, [masks[slot] for slot in slot_list if slot in masks])
         self._edits.apply(logits, slot_list, self._positions[where])
         self._penalise(logits, slot_list, extras)
         token_ids, bad = self._choose(logits, where)
@@ -232,17 +237,15 @@ class Sampler:
         """
         return SampledTokens(*self._choose(logits, slots))
 
-    def _mask(self, logits: Tensor, slots: list[int], masks: TokenMasks) -> Tensor | None:
-        """Apply the masks. Which rows have one and had a finite maximum before, bool [S]; None if none has a mask."""
-        rows = [row for row, slot in enumerate(slots) if slot in masks]
-        if not rows:
-            return None
-        where = self._to_device(np.asarray(rows))
-        finite = torch.zeros(len(slots), dtype=torch.bool, device=logits.device)
-        finite.index_copy_(0, where, logits.index_select(0, where).amax(1).isfinite())
-        words = np.stack([np.frombuffer(masks[slots[row]], np.int32) for row in rows])
-        self._ops.apply_token_bitmask(logits, where, self._to_device(words))
-        return finite
+    def _rows(self, slots: list[int], chosen: Collection[int]) -> Tensor | None:
+        """The rows whose slot is ``chosen``, int64 [N] on the device; None without any."""
+        rows = [row for row, slot in enumerate(slots) if slot in chosen] if chosen else []
+        return self._to_device(np.asarray(rows)) if rows else None
+
+    def _mask(self, logits: Tensor, rows: Tensor, masks: Sequence[bytes]) -> None:
+        """Apply a mask to each of ``rows``."""
+        words = np.stack([np.frombuffer(mask, np.int32) for mask in masks])
+        self._ops.apply_token_bitmask(logits, rows, self._to_device(words))
 
     def _penalise(self, logits: Tensor, slots: list[int], extras: np.ndarray) -> None:
         rows = [row for row, slot in enumerate(slots) if slot in self._counts]
@@ -267,3 +270,13 @@ class Sampler:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return to_device(values, self._device)
+
+
+def _finite(logits: Tensor, groups: Sequence[Tensor]) -> Tensor | None:
+    """Which rows of ``groups``, int64 [N] each, have a finite maximum, bool [S]; False for others. None without any."""
+    if not groups:
+        return None
+    finite = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    for rows in groups:
+        finite.index_copy_(0, rows, logits.index_select(0, rows).amax(1).isfinite())
+    return finite

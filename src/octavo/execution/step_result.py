@@ -9,21 +9,18 @@ from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.sampler import HostSample
 from octavo.outputs import Logprob, Logprobs
 
-NO_TOKEN = "the logits have no finite maximum: the model overflowed, or the request's options ban every token"
-NO_ALLOWED_TOKEN = (
-    "no token is left: the request's other options (min_tokens, allowed_token_ids, bad_words) ban all that its grammar "
-    "allows"
-)
+NO_TOKEN = "the logits have no finite maximum: the model overflowed"
 
 
 def step_result(plan: StepPlan, sampled: HostSample, scores: dict[int, tuple[int, tuple[Logprobs, ...]]]) -> StepResult:
     """The result of ``plan``; ``sampled`` are those of its rows that sample."""
     asked = any(entry is not None for entry in sampled.logprobs)
-    errors, refused = {}, {}
+    errors: dict[int, str] = {}
+    refused: tuple[int, ...] = ()
     if sampled.bad.any():
         sampling = np.array([row.slot for row in plan.rows if row.samples])
         errors = dict.fromkeys(sampling[sampled.bad & ~sampled.banned].tolist(), NO_TOKEN)
-        refused = dict.fromkeys(sampling[sampled.banned].tolist(), NO_ALLOWED_TOKEN)
+        refused = tuple(sampling[sampled.banned].tolist())
     logprobs = tuple(entry and as_output(entry) for entry in sampled.logprobs) if asked else ()
     return StepResult(plan.step, tuple(sampled.token_ids.tolist()), logprobs, scores, errors, refused=refused)
 

@@ -75,9 +75,9 @@ def encode_trouble(trouble: Trouble, path: str) -> bytes:
     return msgspec.json.encode(trouble.body)
 
 
-def error_event(error: Exception, path: str) -> bytes:
-    """The last event of a stream that failed."""
-    trouble = trouble_of(error)
+def error_event(error: Exception, path: str, fields: tuple[str, ...] = ()) -> bytes:
+    """The last event of a stream that failed; ``fields`` are those of the request's body."""
+    trouble = trouble_of(error, fields)
     note(error, trouble, path)
     name = b"event: error\n" if path.startswith("/v1/messages") else b""
     return b"%sdata: %s\n\n" % (name, encode_trouble(trouble, path))

@@ -56,14 +56,14 @@ class EventStream(Response):
         self._send_message = send
         self._after(self._patience, self._begin)
         try:
-            await unless_gone(receive, self._write(scope["path"]))
+            await unless_gone(receive, self._write(scope))
         except ClientGoneError:
             return  # nobody is left to be told anything
         finally:
             for later in self._later:
                 later.cancel()
 
-    async def _write(self, path: str) -> None:
+    async def _write(self, scope: Scope) -> None:
         """All events. An error before the stream has begun is raised, a later one is the last event."""
         async with aclosing(self._events) as events:
             try:
@@ -72,7 +72,7 @@ class EventStream(Response):
             except Exception as error:
                 if not self._beginning:
                     raise
-                await self._send(error_event(error, path))
+                await self._send(error_event(error, scope["path"], scope.get("octavo.fields", ())))
         await self._send_message({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self) -> None:
