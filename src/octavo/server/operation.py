@@ -27,7 +27,7 @@ from octavo.server.observation import Observation
 from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.request_record import Sink
-from octavo.server.tracing import export_to, tracing_to
+from octavo.server.tracing import end_traces, export_to, tracing_to
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -106,4 +106,4 @@ async def running(operation: Operation) -> AsyncIterator[None]:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         if operation.traces is not None:
-            await asyncio.to_thread(operation.traces.shutdown)
+            await asyncio.to_thread(end_traces, operation.traces)
