@@ -111,6 +111,37 @@ def test_how_far_a_body_may_push_ahead_is_for_the_operator_to_say(tmp_path: Path
     assert [one["priority"] for one in client.calls] == [-(2**31) + 1, 2**31 - 1]
 
 
+def test_a_priority_that_would_do_nothing_is_refused_by_name(tmp_path: Path) -> None:
+    app, client = make(FakeClient(tokenizer(), policy="fcfs"))
+    for priority in (5, -1):
+        refused = call(app, "POST", URL, {**ASK, "priority": priority})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+        assert "--scheduling-policy priority or fair" in refused.text
+    assert client.calls == []
+    assert call(app, "POST", URL, {**ASK, "priority": 0}).status_code == 200
+    fair, client = make(FakeClient(tokenizer(), policy="fair"))
+    assert call(fair, "POST", URL, {**ASK, "priority": 5}).status_code == 200
+    assert client.calls[0]["priority"] == 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "option", "told"),
+    [
+        ("fcfs", "priority=4", True),
+        ("fair", "priority=4", True),
+        ("priority", "priority=4", False),
+        ("fcfs", "max_requests=4", False),
+    ],
+)
+def test_priorities_of_keys_that_would_do_nothing_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: str, option: str, told: bool
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:sk-1\nbob:sk-2 {option}\n")
+    make(FakeClient(tokenizer(), policy=policy), api_key_file=keys)
+    assert ("priorities have no effect" in caplog.text) == told
+
+
 def test_the_deadline_reaches_the_engine() -> None:
     app, client = make(max_timeout=60.0)
     call(app, "POST", URL, ASK)
