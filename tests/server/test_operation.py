@@ -69,6 +69,19 @@ def test_a_request_has_a_line_in_the_log() -> None:
     assert "Hello" not in json.dumps(line)
 
 
+def test_whoever_loads_and_unloads_an_adapter_is_in_the_log() -> None:
+    app, _ = make(allow_lora_loading=True, api_keys=("sk-1",))
+    headers = {"authorization": "Bearer sk-1", "x-request-id": "mine-1"}
+    load = ("POST", "/v1/load_lora_adapter", {"lora_name": "poet", "lora_path": "/poet"})
+    unload = ("POST", "/v1/unload_lora_adapter", {"lora_name": "poet"})
+    lines = logged(app, load, unload, headers=headers)
+    assert [line["message"] for line in lines] == ["adapter loaded", "adapter unloaded"]
+    assert (lines[0]["name"], lines[0]["path"], lines[0]["key"], lines[0]["request_id"]) == (
+        *("poet", "/poet"),
+        *("key-1", "mine-1"),
+    )
+
+
 def test_texts_are_logged_only_where_that_is_wanted() -> None:
     app, client = make(log_texts=True)
     (line,) = logged(app, ("POST", URL, ASK))
