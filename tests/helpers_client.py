@@ -50,6 +50,7 @@ class FakeClient:
     adapters: dict[str, AdapterInfo] = field(default_factory=dict)
     hold: asyncio.Event | None = None
     max_loras: int = 2
+    policy: str = "priority"
 
     @property
     def info(self) -> EngineInfo:
@@ -67,6 +68,7 @@ class FakeClient:
             dtype="float32",
             device="cpu",
             max_loras=self.max_loras,
+            scheduling_policy=self.policy,
         )
 
     async def generate(

@@ -188,6 +188,23 @@ def test_adapters_to_begin_with_are_models_beside_the_model(model, tmp_path):
         assert len(texts) == 2
 
 
+@pytest.mark.parametrize(
+    ("loras", "message"),
+    [
+        (["tiny={good}"], "--lora tiny={good}: the name is taken; accepted: another one"),
+        (["a={good}", "a={good}"], "--lora a={good}: the name is taken; accepted: another one"),
+        (["a={good}", "b={good}/none"], "{good}/none is not a folder; a LoRA adapter in PEFT's format was expected"),
+    ],
+)
+def test_a_wrong_adapter_is_one_line_before_the_model_is_looked_for(tmp_path, loras, message):
+    good = make_chat_adapter(tmp_path / "adapter")
+    options = [word for lora in loras for word in ("--lora", lora.format(good=good))]
+    with octavo_process("serve", tmp_path / "no-model", "--served-model-name", "tiny", *options) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (1, 2)
+    assert err.decode() == f"octavo: {message.format(good=good)}\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_can_be_ended_while_the_model_is_loaded(model, tmp_path, number):
     with octavo_process("serve", model, "--port", "0", *FAST, env=environment(TMPDIR=str(tmp_path))) as process:

@@ -55,6 +55,16 @@ def test_a_request_as_json() -> None:
     assert fields == EXPECTED
 
 
+@pytest.mark.parametrize("logger", ["octavo.server", "uvicorn.error", "opentelemetry.sdk.trace.export"])
+def test_lines_of_what_runs_in_the_server_have_the_same_form(logger: str) -> None:
+    stream = io.StringIO()
+    with logging_to(stream, "json"):
+        logging.getLogger(logger).warning("the collector is gone")
+    (line,) = stream.getvalue().splitlines()
+    fields = json.loads(line)
+    assert (fields["logger"], fields["level"], fields["message"]) == (logger, "warning", "the collector is gone")
+
+
 def test_a_request_as_text() -> None:
     (line,) = written("text", make_record())
     _, rest = line.split(" ", 1)

@@ -69,6 +69,19 @@ def test_a_request_has_a_line_in_the_log() -> None:
     assert "Hello" not in json.dumps(line)
 
 
+def test_whoever_loads_and_unloads_an_adapter_is_in_the_log() -> None:
+    app, _ = make(allow_lora_loading=True, api_keys=("sk-1",))
+    headers = {"authorization": "Bearer sk-1", "x-request-id": "mine-1"}
+    load = ("POST", "/v1/load_lora_adapter", {"lora_name": "poet", "lora_path": "/poet"})
+    unload = ("POST", "/v1/unload_lora_adapter", {"lora_name": "poet"})
+    lines = logged(app, load, unload, headers=headers)
+    assert [line["message"] for line in lines] == ["adapter loaded", "adapter unloaded"]
+    assert (lines[0]["name"], lines[0]["path"], lines[0]["key"], lines[0]["request_id"]) == (
+        *("poet", "/poet"),
+        *("key-1", "mine-1"),
+    )
+
+
 def test_texts_are_logged_only_where_that_is_wanted() -> None:
     app, client = make(log_texts=True)
     (line,) = logged(app, ("POST", URL, ASK))
@@ -109,6 +122,37 @@ def test_how_far_a_body_may_push_ahead_is_for_the_operator_to_say(tmp_path: Path
         assert call(app, "POST", URL, {**ASK, "priority": priority}).status_code == 200
     assert call(app, "POST", URL, {**ASK, "priority": -(2**31)}).status_code == 400
     assert [one["priority"] for one in client.calls] == [-(2**31) + 1, 2**31 - 1]
+
+
+def test_a_priority_that_would_do_nothing_is_refused_by_name(tmp_path: Path) -> None:
+    app, client = make(FakeClient(tokenizer(), policy="fcfs"))
+    for priority in (5, -1):
+        refused = call(app, "POST", URL, {**ASK, "priority": priority})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+        assert "--scheduling-policy priority or fair" in refused.text
+    assert client.calls == []
+    assert call(app, "POST", URL, {**ASK, "priority": 0}).status_code == 200
+    fair, client = make(FakeClient(tokenizer(), policy="fair"))
+    assert call(fair, "POST", URL, {**ASK, "priority": 5}).status_code == 200
+    assert client.calls[0]["priority"] == 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "option", "told"),
+    [
+        ("fcfs", "priority=4", True),
+        ("fair", "priority=4", True),
+        ("priority", "priority=4", False),
+        ("fcfs", "max_requests=4", False),
+    ],
+)
+def test_priorities_of_keys_that_would_do_nothing_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: str, option: str, told: bool
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice:sk-1\nbob:sk-2 {option}\n")
+    make(FakeClient(tokenizer(), policy=policy), api_key_file=keys)
+    assert ("priorities have no effect" in caplog.text) == told
 
 
 def test_the_deadline_reaches_the_engine() -> None:

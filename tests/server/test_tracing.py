@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from helpers_records import make_record
 from octavo.errors import UsageError
 from octavo.outputs import RequestMetrics
+from octavo.server import tracing
 from octavo.server.caller import Caller
 from octavo.server.request_record import RequestRecord
-from octavo.server.tracing import export_to, tracing_to
+from octavo.server.tracing import end_traces, export_to, tracing_to
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -80,12 +83,41 @@ def test_a_failure_is_an_error_and_a_refusal_has_no_times() -> None:
     assert "gen_ai.request.n" not in refused.attributes
 
 
-def test_the_collectors_address_is_checked() -> None:
+@pytest.mark.parametrize("wrong", ["localhost:4317", "http://", "https:///v1/traces", "http://[::1/v1/traces", ""])
+def test_the_collectors_address_is_checked(wrong: str) -> None:
     with pytest.raises(UsageError, match="accepted: http://HOST:4318/v1/traces"):
-        export_to("localhost:4317")
+        export_to(wrong)
+
+
+def test_a_collector_is_told_who_we_are() -> None:
     provider = export_to("http://127.0.0.1:9/v1/traces")
     assert provider.resource.attributes["service.name"] == "octavo"
     provider.shutdown()
+
+
+class StuckExporter(SpanExporter):
+    """Of a collector that takes no end."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.begun.set()
+        self.go_on.wait(60)
+        return SpanExportResult.SUCCESS
+
+
+def test_the_end_does_not_wait_for_a_collector_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "LAST_SECONDS", 0.2)
+    exporter, provider = StuckExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    tracing_to(provider)(make_record())
+    ended = threading.Thread(target=end_traces, args=(provider,), daemon=True)
+    ended.start()
+    assert exporter.begun.wait(20)
+    ended.join(20)
+    assert not ended.is_alive()
+    exporter.go_on.set()
 
 
 def test_without_traces_nothing_of_opentelemetry_is_loaded() -> None:

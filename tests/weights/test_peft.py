@@ -175,6 +175,9 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"is a pickle, which may run code; accepted: adapter_model\.safetensors"):
         read_adapter(folder)
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is missing"):
+        read_adapter(folder)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(ModelError, match="cannot be used"):
         read_adapter(folder)

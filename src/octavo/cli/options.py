@@ -109,12 +109,33 @@ def with_room_for(loras: Sequence[tuple[str, str]], given: dict[str, Any]) -> di
     return {**given, "enable_lora": True, "max_loras": places, "max_cpu_loras": max(places, len(loras))}
 
 
+def check_adapters(loras: Sequence[tuple[str, str]], own: Sequence[str] = ()) -> None:
+    """Look at adapters before the model is loaded.
+
+    Args:
+        loras: names and folders.
+        own: names of the model itself, which no adapter may have.
+
+    Raises:
+        UsageError: a name is taken. ModelError: a folder has no adapter that can be used.
+    """
+    from octavo.weights.peft import read_adapter
+
+    taken = {*own}
+    for name, path in loras:
+        if name in taken:
+            raise UsageError(f"--lora {name}={path}: the name is taken; accepted: another one")
+        taken.add(name)
+        read_adapter(Path(path))
+
+
 def load(model: str, given: dict[str, Any], loras: Sequence[tuple[str, str]] = ()) -> LLM:
     """Check the options, then load the model: the import of torch takes longer than most mistakes deserve. ``loras``:
     names and folders of LoRA adapters, which are loaded, too.
     """
     given = with_room_for(loras, given)
     EngineConfig.from_kwargs(model, **given)
+    check_adapters(loras)
     with large_imports():
         from octavo.llm import LLM
 

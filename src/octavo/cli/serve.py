@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from octavo.cli.operation_options import SECONDS, operation_options, split_operation_options
-from octavo.cli.options import engine_options, lora_option, read_text_file, split_engine_options, with_room_for
+from octavo.cli.options import (
+    check_adapters,
+    engine_options,
+    lora_option,
+    read_text_file,
+    split_engine_options,
+    with_room_for,
+)
 from octavo.config import EngineConfig
 
 MAX_QUEUE = 4096
@@ -61,6 +68,7 @@ def serve(
     """
     given = with_room_for(loras, split_engine_options(options))
     config = EngineConfig.from_kwargs(model, **{"enable_lora": allow_lora_loading, **given})
+    check_adapters(loras, names or (model,))
     template = None if chat_template is None else read_text_file("the chat template", chat_template)
     operating = split_operation_options(options)
 

@@ -49,6 +49,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
         ledger: who has the memory, as lines to print.
         can_embed: whether `embed` works.
         device: where it runs, in words.
+        scheduling_policy: who comes first; see ``EngineConfig``.
     """
 
     model: str
@@ -67,6 +68,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     can_embed: bool = True
     max_loras: int = 0
     tokenizer_path: str = ""
+    scheduling_policy: str = "fcfs"
 
 
 class Load(msgspec.Struct, frozen=True):

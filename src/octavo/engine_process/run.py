@@ -108,4 +108,5 @@ def describe(engine: Engine, asked: EngineConfig, located: EngineConfig) -> Engi
         ledger=(ledger.describe(),),
         max_loras=engine.config.lora_places,
         tokenizer_path="" if engine.tokenizer is None else located.tokenizer or located.model,
+        scheduling_policy=engine.config.scheduling_policy,
     )

@@ -12,6 +12,7 @@ from octavo.openai.schema import SamplingFields
 from octavo.server.caller import Caller, caller_of
 from octavo.server.names import Served
 from octavo.server.run import Ask
+from octavo.server.state import server_of
 
 MAX_PRIORITY = 2**31 - 1
 """The largest that a body may say; smaller comes first. The smallest is 0 for those with an API key, else its negative:
@@ -35,16 +36,16 @@ def ask_of(
         priority, timeout, cache_salt: as the body says, if it does.
 
     Raises:
-        FieldError: ``priority`` or ``timeout`` is out of range.
+        FieldError: ``priority`` or ``timeout`` is out of range, or ``priority`` would have no effect.
     """
-    caller = caller_of(request)
+    caller, policy = caller_of(request), server_of(request).client.info.scheduling_policy
     name = f"{prefix}{secrets.token_hex(12)}"
     known = (name, caller.request_id) if caller.request_id else (name,)
     return Ask(
         name,
         known,
         lora=served.lora,
-        priority=caller.priority + _priority(caller, priority or 0),
+        priority=caller.priority + _priority(caller, priority or 0, policy),
         share_key=caller.name,
         deadline=deadline_of(request, timeout),
         cache_salt=cache_salt or "",
@@ -56,8 +57,11 @@ def ask_of_body(request: Request, prefix: str, served: Served, body: SamplingFie
     return ask_of(request, prefix, served, priority=body.priority, timeout=body.timeout, cache_salt=body.cache_salt)
 
 
-def _priority(caller: Caller, priority: int) -> int:
+def _priority(caller: Caller, priority: int, policy: str) -> int:
     """What the body says. Where there are keys, it may let others go first, but not go before what its key has."""
+    if priority and policy == "fcfs":
+        ways = "0, or others where the server runs with --scheduling-policy priority or fair"
+        raise FieldError(f"priority={priority} has no effect on this server; accepted: {ways}", "priority")
     least = 0 if caller.name else -MAX_PRIORITY
     if not least <= priority <= MAX_PRIORITY:
         whose = " with an API key" if caller.name else ""

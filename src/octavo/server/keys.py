@@ -111,6 +111,11 @@ class KeyRing:
         """Whether a request needs a key at all."""
         return bool(self.fixed) or self.file is not None
 
+    @property
+    def ranked(self) -> bool:
+        """Whether some of them come before others."""
+        return len({key.priority for key in self._all()}) > 1
+
     def find(self, key: str) -> ApiKey | None:
         """The key that was given, if it is accepted. Takes equally long for all keys: each is compared to its end."""
         self._refresh()

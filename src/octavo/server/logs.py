@@ -16,6 +16,8 @@ from typing import Any, TextIO
 FORMATS = ("text", "json")
 QUEUED = 10_000
 """Lines that may wait to be written. Whoever reads our output slowly loses lines; he does not stop the server."""
+LOGGERS = ("octavo", "uvicorn.error", "opentelemetry")
+"""Whose lines are ours: OpenTelemetry tells here that a collector is gone."""
 PATIENCE = 2.0
 """Seconds for which the end of the server waits for whoever reads our output."""
 
@@ -96,7 +98,7 @@ class _Writing(QueueListener):
 
 @contextmanager
 def logging_to(stream: TextIO | None = None, style: str = "text", level: int = logging.INFO) -> Iterator[None]:
-    """Inside the block all of Octavo's and uvicorn's loggers write to ``stream``, from a thread of their own: a full
+    """Inside the block the loggers of `LOGGERS` write to ``stream``, from a thread of their own: a full
     pipe or a slow disk must not hold up the event loop.
 
     Args:
@@ -107,7 +109,7 @@ def logging_to(stream: TextIO | None = None, style: str = "text", level: int = l
     writer.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUED)
     handler, listener = _Dropping(lines), _Writing(lines, writer)
-    loggers = [logging.getLogger(name) for name in ("octavo", "uvicorn.error")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

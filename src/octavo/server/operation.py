@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from octavo.server.observation import Observation
 from octavo.server.observed import ObservedClient
 from octavo.server.options import ServerOptions
 from octavo.server.request_record import Sink
-from octavo.server.tracing import export_to, tracing_to
+from octavo.server.tracing import end_traces, export_to, tracing_to
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,14 @@ def make_operation(client: EngineClient, options: ServerOptions, tokenizer: Toke
     traces = None if options.otlp_endpoint is None else export_to(options.otlp_endpoint)
     sinks: list[Sink] = [log_request] if traces is None else [log_request, tracing_to(traces)]
     name = (*options.served_model_names, client.info.model)[0]
+    keys = KeyRing([make_key(f"key-{i}", key) for i, key in enumerate(options.api_keys, 1)], options.api_key_file)
+    if keys.ranked and client.info.scheduling_policy != "priority":
+        log.warning("the API keys' priorities have no effect; they have with --scheduling-policy priority")
     return Operation(
         ObservedClient(client, metrics, name, sinks, decode=_decoder(tokenizer) if options.log_texts else None),
         metrics,
         Health(client, options.stall_seconds),
-        KeyRing([make_key(f"key-{i}", key) for i, key in enumerate(options.api_keys, 1)], options.api_key_file),
+        keys,
         traces,
     )
 
@@ -106,4 +112,4 @@ async def running(operation: Operation) -> AsyncIterator[None]:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         if operation.traces is not None:
-            await asyncio.to_thread(operation.traces.shutdown)
+            await asyncio.to_thread(end_traces, operation.traces)

@@ -6,7 +6,9 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from octavo.errors import UsageError
 from octavo.server.request_record import RequestRecord, Sink
@@ -17,16 +19,27 @@ if TYPE_CHECKING:
 
 SPAN = "llm_request"
 
+LAST_SECONDS = 3.0
+"""For sending the last spans. OpenTelemetry tries for much longer when a collector is gone, and nobody could end us."""
+
 
 def check_export(endpoint: str) -> None:
     """Raise ``UsageError`` if OpenTelemetry is not installed, or ``endpoint`` is no address."""
-    if not endpoint.startswith(("http://", "https://")):
+    if not _is_address(endpoint):
         raise UsageError(f"{endpoint!r} is no collector's address; accepted: http://HOST:4318/v1/traces")
     try:
         import opentelemetry.exporter.otlp.proto.http.trace_exporter
         import opentelemetry.sdk.trace.export  # noqa: F401
     except ImportError:
         raise UsageError("traces need OpenTelemetry: pip install 'octavo[otel]'") from None
+
+
+def _is_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:  # half of an IPv6 address
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def export_to(endpoint: str) -> TracerProvider:
@@ -44,9 +57,17 @@ def export_to(endpoint: str) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": "octavo", "service.version": __version__}))
+    resource = Resource.create({"service.name": "octavo", "service.version": __version__})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider
+
+
+def end_traces(provider: TracerProvider) -> None:
+    """Send what is left; spans that no collector has taken after `LAST_SECONDS` are lost."""
+    sending = threading.Thread(target=provider.shutdown, daemon=True)
+    sending.start()
+    sending.join(LAST_SECONDS)
 
 
 def tracing_to(provider: TracerProvider) -> Sink:

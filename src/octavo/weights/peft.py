@@ -86,11 +86,13 @@ def read_adapter(folder: Path) -> PeftAdapter:
 
 
 def _tensor_file(folder: Path) -> Path:
-    if not (folder / TENSORS).exists() and (folder / PICKLE).exists():
+    if (folder / TENSORS).exists():
+        return folder / TENSORS
+    if (folder / PICKLE).exists():
         raise ModelError(
             f"{folder / PICKLE} is a pickle, which may run code; accepted: {TENSORS}, which peft writes, too"
         )
-    return folder / TENSORS
+    raise ModelError(f"{folder / TENSORS} is missing")
 
 
 def _pairs(path: Path) -> dict[str, dict[str, LazyTensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import PurePath
 from typing import ClassVar
 
@@ -19,6 +20,8 @@ from octavo.server.caller import caller_of
 from octavo.server.state import Server, server_of
 
 router = APIRouter()
+
+log = logging.getLogger(__name__)
 
 MAX_NAME = 200
 
@@ -76,6 +79,7 @@ async def load_adapter(request: Request) -> Response:
     if not body.lora_path or "\0" in body.lora_path or not PurePath(body.lora_path).is_absolute():
         raise FieldError(f"lora_path={body.lora_path!r:.200}; accepted: an absolute path", "lora_path")
     info = await server.client.add_lora(body.lora_name, body.lora_path)
+    _log(request, "adapter loaded", name=body.lora_name, path=body.lora_path)
     return answer(Adapter(info.name, info.rank, True))
 
 
@@ -86,7 +90,15 @@ async def unload_adapter(request: Request) -> Response:
     _check_allowed(server)
     _check_name(server, body.lora_name)
     await server.client.remove_lora(body.lora_name)
+    _log(request, "adapter unloaded", name=body.lora_name)
     return answer(Adapter(body.lora_name, None, False))
+
+
+def _log(request: Request, what: str, **fields: str) -> None:
+    """Whoever changes what is served stands in the log."""
+    caller = caller_of(request)
+    known = {"request_id": caller.request_id, "key": caller.name, **fields}
+    log.info(what, extra={"fields": {name: value for name, value in known.items() if value}})
 
 
 def _check_allowed(server: Server) -> None:
