@@ -36,6 +36,26 @@ def test_completions_that_were_under_way_end_with_an_error_and_those_that_had_en
     assert desk.tell([output]) == [], "nobody follows it any more"
 
 
+def test_what_was_held_back_is_told_before_the_refusal_and_ends_count_as_they_were() -> None:
+    meter = make_meter()
+    desk = Desk(meter)
+    output = follow(desk, *(CompletionOutput(i, "a", [5]) for i in range(3)))
+    desk.tell([output])
+    assert len(desk.take().pieces) == 3
+    for completion in output.outputs[:2]:
+        completion.text, completion.token_ids = "abc", [5, 6, 7]
+    output.outputs[0].finish_reason = "length"
+    desk.tell([output])
+    assert (desk.num_grown, desk.take().pieces) == (1, [])
+    output.outputs[1].finish_reason, output.refused = "error", "too complex"
+    assert desk.tell([output]) == ["r"]
+    news = desk.take()
+    told = [(piece.index, piece.text, piece.token_ids, piece.finish_reason) for piece in news.pieces]
+    assert told == [(0, "bc", [6, 7], "length"), (1, "bc", [6, 7], None)]
+    assert (news.refused[0].message, desk.num_grown) == ("too complex", 0)
+    assert (dict(meter.finished), meter.generated_tokens) == ({"length": 1, "error": 2}, 7)
+
+
 def test_what_is_refused_before_its_first_token_was_told_has_not_run() -> None:
     meter = make_meter()
     desk = Desk(meter)

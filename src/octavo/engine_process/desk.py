@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 import numpy as np
 
 from octavo.client.wire import Begun, End, News, Piece, Refused, Scored
@@ -95,11 +96,23 @@ class Desk:
             self._tell(followed)
 
     def _refuse(self, followed: Followed, why: str) -> None:
+        if followed.begun:
+            self._tell_written(followed)
         cursors = [cursor for _, cursor in followed.completions]
         if any(cursor.num_tokens for cursor in cursors):  # else it is as if it had never been queued
             self._meter.finished["error"] += sum(not cursor.finished for cursor in cursors)
         self._forget(followed)
         self.news.refused.append(Refused(followed.key, why, kind=followed.output.refused_kind))
+
+    def _tell_written(self, followed: Followed) -> None:
+        """What a request wrote before it was refused, without the end that this gives its completions."""
+        for completion, cursor in followed.completions:
+            piece = cursor.advance(completion, followed.make_piece)
+            if piece is not None and piece.finish_reason == "error":
+                cursor.finished = False
+                piece = msgspec.structs.replace(piece, finish_reason=None, stop_reason=None)
+            if piece is not None and (piece.token_ids or piece.finish_reason):
+                self._note(piece)
 
     def tell_failure(self, reason: str) -> None:
         """The engine has ended all requests with an error: say so, and why."""
@@ -117,12 +130,15 @@ class Desk:
             piece = cursor.advance(completion, followed.make_piece)
             if piece is not None:
                 followed.begun = True
-                self.news.pieces.append(piece)
-                self._meter.generated_tokens += len(piece.token_ids)
-                if piece.finish_reason is not None:
-                    self._meter.finished[piece.finish_reason] += 1
+                self._note(piece)
         if followed.output.finished:
             self._end(followed)
+
+    def _note(self, piece: Piece) -> None:
+        self.news.pieces.append(piece)
+        self._meter.generated_tokens += len(piece.token_ids)
+        if piece.finish_reason is not None:
+            self._meter.finished[piece.finish_reason] += 1
 
     def _tell_scores(self, followed: Followed) -> None:
         """They come in pieces, and all before the first token of the completion that they were computed for."""
