@@ -28,6 +28,7 @@ def make_record(**changes: Any) -> RequestRecord:
         "params": SamplingParams(temperature=0.5, top_p=0.9, max_tokens=7),
         "prompt_tokens": 20,
         "output_tokens": 5,
+        "longest_output": 5,
         "finish_reason": "stop",
         "error": None,
         "started_at": 1_700_000_000.25,

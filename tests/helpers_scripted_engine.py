@@ -46,6 +46,7 @@ class News:
     finish_reason: str | None = None
     index: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    stop_reason: str | None = None
 
 
 @dataclass
@@ -77,7 +78,11 @@ class ScriptedEngine:
                 self.clock.now += news.after
                 await asyncio.sleep(0)
                 completion = CompletionOutput(
-                    news.index, news.text, [7] * news.tokens, finish_reason=news.finish_reason
+                    news.index,
+                    news.text,
+                    [7] * news.tokens,
+                    finish_reason=news.finish_reason,
+                    stop_reason=news.stop_reason,
                 )
                 last = i == len(self.script) - 1 and self.failure is None
                 yield RequestOutput(options["request_id"], text, ids, [completion], last, news.metrics)
@@ -90,7 +95,8 @@ class ScriptedEngine:
         self.asked.append(options)
         if self.failure is not None:
             raise self.failure
-        return RequestOutput(options["request_id"], None, list(prompt), [], True, RequestMetrics(), embedding=[1.0])
+        last = [CompletionOutput(0, "", [7], finish_reason="length")]  # the model's step samples, whatever it is for
+        return RequestOutput(options["request_id"], None, list(prompt), last, True, RequestMetrics(), embedding=[1.0])
 
     async def abort(self, request_id: str) -> bool:
         return False

@@ -82,9 +82,28 @@ def test_bad_usage_is_told_before_anything_is_sent(arguments: list[str], message
 def test_a_first_request_that_fails_ends_it() -> None:
     with (
         serving(FakeOpenAI(manner="status")) as url,
-        pytest.raises(OctavoError, match="first request failed: HTTP"),
+        pytest.raises(OctavoError, match="first request failed: HTTP 429: full"),
     ):
         call(url)
+
+
+def test_the_address_may_be_the_one_that_clients_want() -> None:
+    for end in ("/v1", "/v1/"):
+        fake = FakeOpenAI()
+        with serving(fake) as url:
+            call(url + end, "--num-prompts", "2", "--warmup", "0")
+        assert len(fake.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [([], "give --api-key"), (["--api-key", "b"], "does not know --api-key")]
+)
+def test_a_key_that_is_missing_or_wrong_is_told(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(FakeOpenAI(api_key="a")) as url, pytest.raises(OctavoError, match=f"status 401; .*{message}"):
+        call(url, *options)
 
 
 def test_no_torch_is_loaded() -> None:

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from octavo.cli.operation_options import Operating, operation_options, split_operation_options
+from octavo.cli.operation_options import Operating, Origin, operation_options, split_operation_options
 from octavo.errors import UsageError
 from octavo.server.options import ServerOptions
 
@@ -63,6 +63,27 @@ def test_an_empty_key_opens_no_door(arguments: list[str], variable: str) -> None
     """A variable that was not filled must not mean that everybody is let in."""
     with pytest.raises(UsageError, match=r"has a key that is empty or no word; accepted: 1 to 512 visible"):
         parse(*arguments, OCTAVO_API_KEY=variable)
+
+
+@pytest.mark.parametrize("origin", ["*", "https://chat.example", "http://localhost:3000", "http://[::1]:8080"])
+def test_an_origin_is_what_browsers_send(origin: str) -> None:
+    assert parse("--cors-origin", origin).server["cors_origins"] == (origin,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "chat.example",
+        "https://chat.example/",
+        "https://Chat.example",
+        "https://a.example,https://b.example",
+        "https://*.example",
+        "",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(wrong: str) -> None:
+    with pytest.raises(click.BadParameter, match="accepted: https://HOST"):
+        Origin().convert(wrong, None, None)
 
 
 def test_a_certificate_alone_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:

@@ -249,6 +249,18 @@ def test_an_idle_connection_is_not_closed_under_a_clients_hands(model):
         connection.close()
 
 
+def test_a_log_for_programs_has_lines_of_one_form(model, tmp_path):
+    log = tmp_path / "log"
+    options = ("--port", "0", "--log-format", "json", *FAST)
+    with log.open("wb") as file, octavo_process("serve", model, *options, stderr=file) as process:
+        wait_until(lambda: b"startup complete" in log.read_bytes(), process)
+        process.terminate()
+        assert process.wait(20) == 0
+    messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+    assert any(message.startswith("listening on http://127.0.0.1:") for message in messages)
+    assert any("tokens fit" in message for message in messages)
+
+
 def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(model, tmp_path):
     """The log's file may not grow: to write more fails, as on a disk without room."""
     log, ask = tmp_path / "log", {"prompt": "Hi", "max_tokens": 3}

@@ -18,6 +18,8 @@ from octavo.server.metrics import Metrics
 BOARD: dict[str, Any] = json.loads((Path(__file__).parents[2] / "deploy/grafana/octavo.json").read_text())
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
 QUERIES += [variable["query"] for variable in BOARD["templating"]["list"] if variable["type"] == "query"]
+OF_THE_TARGET = {"job", "instance"}
+"""Labels that Prometheus adds."""
 NAME = re.compile(r"(?<![\w$\"])(?:octavo:|http_|process_)\w+")
 
 
@@ -38,7 +40,13 @@ def test_each_query_names_exported_series_with_their_labels() -> None:
         for name in names:
             assert name in series, query
             for label in (*re.findall(rf"{name}{{(\w+)=", query), *re.findall(r"by \((\w+)\)", query)):
-                assert label in series[name], query
+                assert label in series[name] | OF_THE_TARGET, query
+
+
+def test_names_that_other_programs_have_too_are_asked_of_our_servers_only() -> None:
+    shared = [query for query in QUERIES for name in NAME.findall(query) if not name.startswith("octavo:")]
+    assert len(shared) == 2
+    assert all('{job=~"$job"}' in query for query in shared)
 
 
 @pytest.mark.parametrize("name", ["octavo:nothing", "octavo:num_requests_runnin"])

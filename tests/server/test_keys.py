@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ from fastapi.testclient import TestClient
 from helpers_scripted_engine import Clock
 from octavo.errors import UsageError
 from octavo.server.authentication import Authentication
-from octavo.server.caller import caller_of
+from octavo.server.caller import caller_in, caller_of
 from octavo.server.keys import KeyRing, make_key, parse_keys
 
 
@@ -200,3 +201,27 @@ def test_a_key_has_its_most_requests_at_once() -> None:
     assert get("sk-2").status_code == 200
     first.join(20)
     assert get("sk-1").status_code == 200
+
+
+def test_whose_limit_it_was_stands_in_the_log() -> None:
+    """The second request comes while the first one is at work."""
+    keys, statuses, scopes = KeyRing([make_key("alice", "sk-1", max_requests=1)]), [], []
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    async def app(*_: Any) -> None:
+        await ask()
+
+    door = Authentication(app, keys)
+
+    async def ask() -> None:
+        scopes.append({"type": "http", "path": "/v1/models", "headers": [(b"x-api-key", b"sk-1")]})
+        await door(scopes[-1], receive, send)
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    asyncio.run(ask())
+    assert statuses[0] == 429
+    assert [caller_in(scope).name for scope in scopes] == ["alice", "alice"]

@@ -75,6 +75,14 @@ def test_completions_of_a_prompt_have_gaps_of_their_own() -> None:
     assert counts(client, "inter_token_latency_seconds") == (2, 4.0)
 
 
+def test_the_longest_completion_counts_too() -> None:
+    script = [News(1.0, 3), News(1.0, 2, index=1), News(1.0, 4, finish_reason="stop")]
+    client, records = observe(ScriptedEngine(Clock(), script))
+    run(client, n=2)
+    assert (records[0].output_tokens, records[0].longest_output) == (9, 7)
+    assert counts(client, "request_max_num_generation_tokens") == (1, 7)
+
+
 def test_a_request_that_is_left_is_aborted_at_once() -> None:
     engine = ScriptedEngine(Clock(), [News(1.0)] * 5)
     client, records = observe(engine)
@@ -106,6 +114,21 @@ def test_an_error_inside_the_engine_has_its_message() -> None:
     assert records[0].finish_reason == "error"
 
 
+@pytest.mark.parametrize(
+    ("reason", "why", "expected"),
+    [
+        ("abort", "deadline", "deadline"),
+        ("abort", None, None),
+        ("error", "no memory", "no memory"),
+        ("stop", "END", None),
+    ],
+)
+def test_why_it_was_cut_off_is_noted(reason: str, why: str | None, expected: str | None) -> None:
+    client, records = observe(ScriptedEngine(Clock(), [News(1.0, finish_reason=reason, stop_reason=why)]))
+    run(client)
+    assert (records[0].finish_reason, records[0].error) == (reason, expected)
+
+
 def test_texts_are_kept_only_on_demand() -> None:
     script = [News(1.0, text="Hel"), News(1.0, text="A", index=1), News(1.0, text="lo")]
     for decode, prompt, expected in (
@@ -130,7 +153,8 @@ def test_an_embedding_is_a_request_too() -> None:
     client, records = observe(engine)
     output = asyncio.run(client.of(CALLER).embed([1, 2], request_id="e", priority=3))
     assert output.embedding == [1.0]
-    assert (records[0].finish_reason, records[0].prompt_tokens) == ("stop", 2)
+    assert (records[0].finish_reason, records[0].prompt_tokens, records[0].output_tokens) == ("stop", 2, 0)
+    assert counts(client, "time_to_first_token_seconds") == (0, 0)
     assert engine.asked == [{"request_id": "e", "lora": None, "priority": 3}]
 
 

@@ -241,6 +241,8 @@ def test_web_pages_of_other_origins_ask_only_where_they_may() -> None:
     answer = call(app, "OPTIONS", URL, headers={**preflight, "access-control-request-headers": "authorization"})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://a.example")
     assert call(app, "OPTIONS", URL, headers={**preflight, "origin": "https://b.example"}).status_code == 400
+    refused = call(app, "POST", URL, ASK, headers={"origin": "https://a.example"})
+    assert "retry-after" in refused.headers["access-control-expose-headers"]
     plain, _ = make()
     assert "access-control-allow-origin" not in call(plain, "OPTIONS", URL, headers=preflight).headers
 

@@ -41,12 +41,18 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     _, locked = make_pair(tmp_path, "c", "-passout", "pass:secret")
     rubbish = tmp_path / "rubbish"
     rubbish.write_text("rubbish")
+    damaged = tmp_path / "damaged"
+    damaged.write_text("".join(certificate.read_text().splitlines(keepends=True)[:3]))
     for pair, message in (
         ((certificate, None), "accepted: --ssl-certfile with --ssl-keyfile"),
         ((None, key), "accepted: --ssl-certfile with --ssl-keyfile"),
-        ((certificate, other), "are no certificate and its key"),
-        ((rubbish, key), "are no certificate and its key"),
-        ((certificate, tmp_path / "none"), "cannot read"),
+        ((certificate, other), "are no certificate and its key: the key is another certificate's"),
+        ((rubbish, key), "--ssl-certfile: '.*/rubbish' has no certificate; accepted: one in PEM form"),
+        ((key, key), "--ssl-certfile: '.*/a.key' has no certificate"),
+        ((certificate, certificate), "--ssl-keyfile: '.*/a.pem' has no private key; accepted: one in PEM form"),
+        ((damaged, key), "are no certificate and its key: .*PEM"),
+        ((certificate, tmp_path / "none"), "--ssl-keyfile: cannot read '.*/none': No such file"),
+        ((tmp_path, key), "--ssl-certfile: cannot read '.*': Is a directory"),
         ((certificate, locked), "has a passphrase"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -66,6 +66,7 @@ def serve(**options: Any) -> None:
     if json_file is not None:
         check_writable(json_file)
     _check(options)
+    options["url"] = options["url"].rstrip("/").removesuffix("/v1")  # as clients want it
     bounds = parse_bounds(" ".join(options["goodput"])) if options["goodput"] else {}
     extra, plan = _extra_body(options["extra_body"]), _plan(options)
     server = describe_server(options["url"], options["api_key"], options["model"])
@@ -164,7 +165,8 @@ def _warmup(plan: list[Planned], count: int) -> list[Planned]:
 def _check_warmup(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.error is not None:
-            raise OctavoError(f"the first request failed: {outcome.error}")
+            said = f": {outcome.said}" if outcome.said else ""
+            raise OctavoError(f"the first request failed: {outcome.error}{said}")
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,19 @@ API_KEY = "OCTAVO_API_KEY"
 
 SECONDS = click.FloatRange(0, min_open=True)
 
+
+class Origin(click.ParamType):
+    """What a browser sends as ``Origin``: scheme, host and port as it writes them, or one that lets nobody in."""
+
+    name = "origin"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@,*\sA-Z]+", text):
+            self.fail(f"{text!r} is no origin; accepted: https://HOST, http://HOST:PORT, *", param, ctx)
+        return text
+
+
 _OPTIONS: list[Decorator] = [
     click.option(
         *("--api-key", "api_keys"),
@@ -29,7 +43,13 @@ _OPTIONS: list[Decorator] = [
     click.option("--api-key-file", type=FILE, metavar="FILE", help="Lines of name:key [priority=N] [max_requests=N]."),
     click.option("--ssl-certfile", type=FILE, metavar="FILE", help="TLS certificate, in PEM form."),
     click.option("--ssl-keyfile", type=FILE, metavar="FILE", help="Its key."),
-    click.option("--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN", help="Of web pages that may ask."),
+    click.option(
+        *("--cors-origin", "cors_origins"),
+        multiple=True,
+        type=Origin(),
+        metavar="ORIGIN",
+        help="Of web pages that may ask: https://chat.example; * is all.",
+    ),
     click.option("--max-body", "max_body_bytes", type=ByteSize(), default="32M", help="Of a request; 32M."),
     click.option("--max-timeout", type=SECONDS, metavar="S", help="Longest that a request may take."),
     click.option("--receive-timeout", type=SECONDS, default=60.0, show_default=True, help="Until a request has come."),

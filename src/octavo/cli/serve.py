@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,8 @@ from octavo.cli.options import (
     with_room_for,
 )
 from octavo.config import EngineConfig
+
+log = logging.getLogger(__name__)
 
 MAX_QUEUE = 4096
 
@@ -98,8 +101,9 @@ def serve(
         loras=loras,
         drain=drain,
     )
+    say = _say if operating.log_format == "text" else log.info  # a program reads lines of one form
     with bind(host, port) as listener, logging_to(style=operating.log_format):
-        uvloop.run(run(serving, listener, _say))
+        uvloop.run(run(serving, listener, say))
 
 
 def _say(line: str) -> None:

@@ -31,13 +31,13 @@ class Authentication:
         key = self.keys.find(given) if given else None
         if key is None:
             return await _refuse(scope, send, given is not None)
+        scope[SCOPE_KEY] = replace(caller_in(scope), name=key.name, priority=key.priority)
         if key.max_requests is not None and self._active[key.name] >= key.max_requests:
             message = f"the key {key.name!r} has {key.max_requests} requests at work, which is its limit"
             return await refuse(scope, send, 429, message, "rate_limit_exceeded", {"retry-after": "1"})
         return await self._serve(key, scope, receive, send)
 
     async def _serve(self, key: ApiKey, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY] = replace(caller_in(scope), name=key.name, priority=key.priority)
         self._active[key.name] += 1
         try:
             await self.app(scope, receive, send)

@@ -44,6 +44,7 @@ _HELP = {
     "request_inference_time_seconds": "From a request's first step to its end.",
     "request_prompt_tokens": "Tokens of a request's prompt.",
     "request_generation_tokens": "Tokens generated for a request.",
+    "request_max_num_generation_tokens": "Tokens of a request's longest completion.",
     "request_params_max_tokens": "The max_tokens that requests ask for.",
     "request_params_n": "The n that requests ask for.",
     "iteration_tokens_total": "Tokens of a step.",

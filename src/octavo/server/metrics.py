@@ -56,6 +56,7 @@ class Metrics:
             **{name: Histogram(OF_A_REQUEST) for name, _ in _TIMES if "token" not in name},
             "request_prompt_tokens": Histogram(lengths),
             "request_generation_tokens": Histogram(lengths),
+            "request_max_num_generation_tokens": Histogram(lengths),
             "request_params_max_tokens": Histogram(lengths),
             "request_params_n": Histogram(COMPLETIONS),
             "iteration_tokens_total": Histogram(TOKENS_OF_A_STEP),
@@ -88,6 +89,7 @@ class Metrics:
             return  # it had no life in the engine; its status is among the HTTP counters
         self._observe("request_prompt_tokens", record.prompt_tokens)
         self._observe("request_generation_tokens", record.output_tokens)
+        self._observe("request_max_num_generation_tokens", record.longest_output)
         for name, of in _TIMES:
             self._observe(name, getattr(record, of))
         if record.params is not None:

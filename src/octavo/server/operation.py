@@ -97,7 +97,7 @@ def install(app: FastAPI, operation: Operation, options: ServerOptions) -> None:
             allow_origins=origins,
             allow_methods=every,
             allow_headers=every,
-            expose_headers=(REQUEST_ID,),
+            expose_headers=(REQUEST_ID, "retry-after"),
         )
     app.add_middleware(Observation, metrics=operation.metrics, note=log_http)
 

@@ -18,9 +18,10 @@ class RequestRecord:
         id: the engine's id of it.
         model: the served name, or the adapter's.
         output_tokens: of all completions.
+        longest_output: tokens of the longest one.
         finish_reason: of the first completion: "stop", "length", "abort", "error"; "refused" if it
             was before its first token.
-        error: the message, where there was one.
+        error: why it ended so, where that is known.
         started_at: when it came, in seconds since 1970.
         latency: from its coming to its end.
         metrics: the engine's, of the monotonic clock, as complete as they are.
@@ -33,6 +34,7 @@ class RequestRecord:
     params: SamplingParams | None
     prompt_tokens: int
     output_tokens: int
+    longest_output: int
     finish_reason: str
     error: str | None
     started_at: float

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.bench.serve.events import EventReader
+from octavo.bench.serve.events import MOST_SAID, EventReader, error_text
 from octavo.bench.serve.figures import figures_of, is_good, parse_bounds
 from octavo.bench.serve.outcome import Outcome
 from octavo.bench.serve.text import figures_text
@@ -123,3 +123,19 @@ def test_an_error_is_seen_and_rubbish_raises() -> None:
     assert event.error == {"message": "x"}
     with pytest.raises(msgspec.MsgspecError):
         EventReader().feed(b"data: {rubbish\n\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"error": {"message": "too\\nlong"}}', "too long"),
+        (b'{"error": "no object"}', '{"error": "no object"}'),
+        (b"[1]", "[1]"),
+        (b"<h1>Bad\r\nGateway</h1>", "<h1>Bad Gateway</h1>"),
+        (b"\xff", "\ufffd"),
+        (b"", ""),
+        (b"x" * 999, "x" * MOST_SAID),
+    ],
+)
+def test_what_a_server_says_about_an_error_is_one_line(body: bytes, said: str) -> None:
+    assert error_text(body) == said

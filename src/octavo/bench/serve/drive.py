@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import aiohttp
 import msgspec
 
-from octavo.bench.serve.events import Event, EventReader
+from octavo.bench.serve.events import Event, EventReader, error_text
 from octavo.bench.serve.outcome import Outcome
 from octavo.bench.serve.plan import Planned
 from octavo.bench.serve.target import Target
@@ -99,7 +99,7 @@ async def _read(answer: aiohttp.ClientResponse, planned: Planned, outcome: Outco
             raise _FailedError(f"malformed ({planned.malformed}): HTTP {answer.status}")
         await answer.read()
     elif answer.status != 200:
-        await answer.read()
+        outcome.said = error_text(await answer.read())
         raise _FailedError(f"HTTP {answer.status}")
     else:
         await _read_stream(answer, planned.leave_after, outcome)

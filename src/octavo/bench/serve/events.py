@@ -40,6 +40,19 @@ class Event(msgspec.Struct):
     error: Any = None
 
 
+MOST_SAID = 200
+"""Characters of an error's text that are kept."""
+
+
+def error_text(body: bytes) -> str:
+    """What a server says with an error status: the message in OpenAI's shape, else the body as it is; on one line."""
+    try:
+        said = str(msgspec.json.decode(body)["error"]["message"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        said = body.decode("utf-8", "replace")
+    return " ".join(said.split())[:MOST_SAID]
+
+
 class EventReader:
     """Cuts the bytes that come into events.
 

@@ -18,6 +18,7 @@ class Outcome(msgspec.Struct):
         left: the client hung up, as planned.
         malformed: it was no proper request, and was refused, as it should be.
         error: what went wrong, in few words that many requests share; None: nothing.
+        said: the server's own words about it, on one line.
     """
 
     due: float
@@ -29,6 +30,7 @@ class Outcome(msgspec.Struct):
     left: bool = False
     malformed: bool = False
     error: str | None = None
+    said: str = ""
 
     @property
     def complete(self) -> bool:

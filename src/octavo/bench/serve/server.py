@@ -32,7 +32,8 @@ async def _describe(url: str, api_key: str | None, model: str | None) -> dict[st
                 f"no server at {url}: {error or type(error).__name__}; accepted: http://HOST:PORT"
             ) from None
     if status != 200:
-        raise OctavoError(f"{url}/v1/models answers with status {status}" + ("; give --api-key" * (status == 401)))
+        key = "the server does not know --api-key" if api_key else "give --api-key"
+        raise OctavoError(f"{url}/v1/models answers with status {status}" + f"; {key}" * (status == 401))
     found = {"server": url, "served_model": _choose(listed, model)}
     return {**found, "server_version": version[1].get("version")} if version[0] == 200 else found
 
