@@ -25,6 +25,8 @@ void test_loadavg(Places *p, int fd) { close(p->loadavg); p->loadavg = fd; }
 """
 IDLE, BUSY = b"0.10 0.20 0.30 1/345 12345\n", b"9.10 0.20 0.30 9999/99999 12345\n"
 
+LATER, LONG = 10**12, 10**6
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
@@ -53,10 +55,11 @@ class Places:
     def free_cpu(self, member: int, here: int) -> int:
         return self._library.test_free_cpu(self._places, member, here)
 
-    def come_apart(self, loadavg: Path) -> list[int]:
-        """Where the members were last seen after the first one has waited."""
+    def come_apart(self, loadavg: Path, *times: int) -> list[int]:
+        """Where the members were last seen after the first one has waited, and looked at ``times``, in nanoseconds."""
         self._library.test_loadavg(self._places, os.open(loadavg, os.O_RDONLY))
-        self._library.places_come_apart(self._places, 0)
+        for time in times or (LATER, LATER + LONG):
+            self._library.places_come_apart(self._places, 0, ctypes.c_int64(time))
         return [self._library.test_cpu_of(self._places, i) for i in range(self._size)]
 
     def free(self) -> None:
@@ -109,14 +112,23 @@ def test_a_processor_without_a_member(library, seen, member, here, free):
 
 def test_two_on_one_come_apart_and_may_run_where_they_might_before(library, home, tmp_path):
     places, before = Places(library, home), os.sched_getaffinity(0)
-    moved = []
+    moved, idle = [], says(tmp_path, IDLE)
     for _ in range(20):  # the system may move the thread, too, in a moment when nobody looks
         os.sched_setaffinity(0, home[:1])
         os.sched_setaffinity(0, before)
         places.see(home[0], home[0])
-        moved.append(places.come_apart(says(tmp_path, IDLE)))
-    assert moved.count([home[1], home[0]]) > 10
+        moved.append(places.come_apart(idle))
+    assert [home[1], home[0]] in moved
     assert os.sched_getaffinity(0) == before
+    places.free()
+
+
+def test_they_come_apart_only_where_a_processor_stays_idle(library, home, tmp_path):
+    places = Places(library, home)
+    at_once = [LATER, LATER + LONG // 10]
+    assert places.come_apart(says(tmp_path, IDLE), *at_once) == [home[0]] * 2
+    assert places.come_apart(says(tmp_path, BUSY), LATER + LONG) == [home[0]] * 2
+    assert places.come_apart(says(tmp_path, IDLE), LATER + 2 * LONG) == [home[0]] * 2
     places.free()
 
 

@@ -10,9 +10,11 @@
 #include <unistd.h>
 
 #define UNKNOWN (-1)
+#define PATIENCE 300000 /* nanoseconds; threads that wake each other all the time leave a core idle for less */
 
 typedef struct {
   _Alignas(64) atomic_int cpu; /* where it was seen last; each member writes its own */
+  int64_t idle_since;          /* when it first saw that it shares a processor and another idles; 0: it does not */
 } Place;
 
 struct Places {
@@ -63,6 +65,12 @@ static int some_cpu_idles(const Places *p) {
   return runnable != UNKNOWN && runnable <= sysconf(_SC_NPROCESSORS_ONLN);
 }
 
+/* Else a processor that idles may be none of ours. */
+static int may_use_all_cpus(void) {
+  cpu_set_t mine;
+  return !sched_getaffinity(0, sizeof mine, &mine) && CPU_COUNT(&mine) == sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 /* This thread runs on `cpu` next; where it may run later stays as it was. */
 static int move_to(int cpu) {
   cpu_set_t was, there;
@@ -77,17 +85,27 @@ void places_note(Places *p, int member) {
   atomic_store_explicit(&p->of[member].cpu, sched_getcpu(), memory_order_relaxed);
 }
 
-void places_come_apart(Places *p, int member) {
+/* Whether this member has shared a processor while another idled, whenever it looked, for long enough to move. */
+static int has_reason(Places *p, int member, int here, int64_t now) {
+  int64_t *since = &p->of[member].idle_since;
+  if (!has_another(p, member, here) || !some_cpu_idles(p)) return *since = 0;
+  if (!*since) *since = now;
+  return now - *since >= PATIENCE;
+}
+
+void places_come_apart(Places *p, int member, int64_t now) {
   int here = sched_getcpu();
-  if (!has_another(p, member, here) || !some_cpu_idles(p)) return;
+  if (!has_reason(p, member, here, now)) return;
+  p->of[member].idle_since = 0;
   int cpu = free_cpu(p, member, here);
   if (cpu != UNKNOWN && !move_to(cpu)) places_note(p, member);
 }
 
 #else
 
+static int may_use_all_cpus(void) { return 0; }
 void places_note(Places *p, int member) {}
-void places_come_apart(Places *p, int member) {}
+void places_come_apart(Places *p, int member, int64_t now) {}
 
 #endif
 
@@ -102,7 +120,7 @@ void places_free(Places *p) {
 Places *places_new(int size, const int32_t *cpus, int num_cpus) {
   Places *p = calloc(1, sizeof *p);
   if (!p) return NULL;
-  p->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+  p->loadavg = may_use_all_cpus() ? open("/proc/loadavg", O_RDONLY | O_CLOEXEC) : -1;
   p->size = size, p->num_cpus = num_cpus;
   p->of = aligned_alloc(64, size * sizeof(Place));
   p->cpus = malloc(num_cpus * sizeof *cpus);
@@ -110,7 +128,7 @@ Places *places_new(int size, const int32_t *cpus, int num_cpus) {
     places_free(p);
     return NULL;
   }
-  for (int i = 0; i < size; i++) atomic_init(&p->of[i].cpu, UNKNOWN);
+  for (int i = 0; i < size; i++) p->of[i] = (Place){UNKNOWN, 0};
   memcpy(p->cpus, cpus, num_cpus * sizeof *cpus);
   return p;
 }

@@ -62,12 +62,12 @@ static void await_change(Team *t, int index, atomic_uint *word, unsigned old) {
     if (atomic_load_explicit(word, memory_order_acquire) != old) return;
     pause_core();
   }
-  int64_t end = nanoseconds() + YIELD_NANOSECONDS;
-  do {
-    places_come_apart(t->places, index);
+  int64_t now = nanoseconds(), end = now + YIELD_NANOSECONDS;
+  for (; now < end; now = nanoseconds()) {
+    places_come_apart(t->places, index, now);
     if (atomic_load_explicit(word, memory_order_acquire) != old) return;
     sched_yield();
-  } while (nanoseconds() < end);
+  }
   sleep_until_changed(t, word, old);
 }
 
