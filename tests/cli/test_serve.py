@@ -148,6 +148,7 @@ def test_a_second_ctrl_c_does_not_wait(model):
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGINT)
         assert server.ends(10) == 0
+    assert not any("Traceback" in line for line in server.lines), server.lines
 
 
 def test_a_dead_engine_is_told_to_everybody_and_ends_the_server(model):
@@ -163,6 +164,7 @@ def test_a_dead_engine_is_told_to_everybody_and_ends_the_server(model):
         assert httpx.get(f"{server.url}/health").status_code == 503
         assert server.ends(10) == 1
     assert server.lines[-1].startswith("octavo: the engine has died: it was killed by SIGKILL")
+    assert any(" error the engine has died: it was killed by SIGKILL" in line for line in server.lines)
     assert not any("Traceback" in line for line in server.lines)
 
 

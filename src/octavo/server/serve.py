@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -27,6 +28,8 @@ from octavo.errors import OctavoError
 from octavo.server.app import create_app
 from octavo.server.options import ServerOptions
 from octavo.text.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
 
 LENGTHS = (2048, 8192)
 """Of requests, in tokens, for which it is told how many fit; beside those of full length."""
@@ -169,6 +172,12 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the application end in any case: where uvicorn is forced to end it does not, and it ends by an error."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     def drain(self, seconds: float) -> None:
         """End when no request is at work, or so much later."""
         self._draining = asyncio.create_task(self._drain(time.monotonic() + seconds))
@@ -206,6 +215,7 @@ def _end(server: _Server, app: FastAPI, drain: float) -> None:
 async def _end_with(engine: RemoteEngine, server: uvicorn.Server) -> str:
     """End the server when the engine dies; why it did."""
     reason = await engine.wait_failed()
+    log.error(reason)
     await asyncio.sleep(FAILED_SECONDS)
     server.should_exit = True
     asyncio.get_running_loop().call_later(FORCE_SECONDS, setattr, server, "force_exit", True)
