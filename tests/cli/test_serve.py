@@ -180,9 +180,12 @@ def test_a_client_that_leaves_frees_its_blocks(model):
 
 def test_adapters_to_begin_with_are_models_beside_the_model(model, tmp_path):
     adapter = make_chat_adapter(tmp_path / "adapter")
-    with served(model, "--served-model-name", "tiny", "--lora", f"sql={adapter}") as server:
+    options = ("--served-model-name", "tiny", "--lora", f"sql={adapter}", "--allow-lora-loading")
+    with served(model, *options) as server:
+        later = {"lora_name": "later", "lora_path": str(adapter)}
+        assert httpx.post(f"{server.url}/v1/load_lora_adapter", json=later).json()["loaded"]
         models = httpx.get(f"{server.url}/v1/models").json()["data"]
-        assert {entry["id"] for entry in models} == {"tiny", "sql"}
+        assert {entry["id"] for entry in models} == {"tiny", "sql", "later"}
         texts = set()
         for name in ("tiny", "sql"):
             body = {"model": name, "prompt": "Hi", "max_tokens": 8, "temperature": 0}
