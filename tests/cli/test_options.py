@@ -87,7 +87,7 @@ def test_byte_sizes(text: str, size: int) -> None:
     assert ByteSize().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "4X", "4GG", "inf"])
+@pytest.mark.parametrize("text", ["", "G", "-1", "0", "0G", "0.1", "1e9", "4X", "4GG", "inf"])
 def test_bad_byte_sizes(text: str) -> None:
     with pytest.raises(click.BadParameter, match="accepted: 4G, 512M"):
         ByteSize().convert(text, None, None)

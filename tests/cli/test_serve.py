@@ -193,6 +193,12 @@ def test_adapters_to_begin_with_are_models_beside_the_model(model, tmp_path):
         assert len(texts) == 2
 
 
+def test_an_empty_name_is_one_line_before_the_model_is_looked_for(tmp_path):
+    with octavo_process("serve", tmp_path / "no-model", "--served-model-name", "") as process:
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.decode()) == (2, "octavo: --served-model-name is empty; accepted: a name\n")
+
+
 @pytest.mark.parametrize(
     ("loras", "message"),
     [

@@ -27,9 +27,10 @@ class ByteSize(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
-        if match is None:
+        size = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+        if size == 0:
             self.fail(f"{value!r} is not a number of bytes; accepted: 4G, 512M, 1000000, …", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        return size
 
 
 _ENGINE: list[Decorator] = [
