@@ -27,6 +27,7 @@ from octavo.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.server.app import create_app
 from octavo.server.options import ServerOptions
+from octavo.server.tls import time_trouble
 from octavo.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -107,11 +108,17 @@ async def serve(serving: Serving, listener: socket.socket, say: Callable[[str], 
         path = engine.info.tokenizer_path
         tokenizer = await asyncio.to_thread(load_tokenizer, path) if path else None
         app = create_app(engine, serving.options, tokenizer)
+        _warn_of_dates(serving.uvicorn)
         host, port, *_ = listener.getsockname()
         say(f"listening on {'https' if 'ssl_certfile' in serving.uvicorn else 'http'}://{_in_url(host)}:{port}")
         await _answer(app, engine, serving, listener)
     finally:
         await engine.shutdown(0)
+
+
+def _warn_of_dates(options: dict[str, Any]) -> None:
+    if "ssl_certfile" in options and (trouble := time_trouble(options["ssl_certfile"], options["ssl_keyfile"])):
+        log.warning(trouble)
 
 
 def introduction(info: EngineInfo) -> list[str]:
