@@ -87,6 +87,16 @@ def test_a_first_request_that_fails_ends_it() -> None:
         call(url)
 
 
+def test_a_load_of_which_nothing_was_answered_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with (
+        serving(FakeOpenAI(manner="status")) as url,
+        pytest.raises(OctavoError, match="no request was answered: HTTP 429"),
+    ):
+        call(url, "--num-prompts", "3", "--warmup", "0", "--json", str(path))
+    assert json.loads(path.read_text())["results"]["errors"] == {"HTTP 429": 3}
+
+
 def test_the_address_may_be_the_one_that_clients_want() -> None:
     for end in ("/v1", "/v1/"):
         fake = FakeOpenAI()

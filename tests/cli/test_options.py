@@ -10,7 +10,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from octavo.cli.options import ENGINE_NAMES, ByteSize, engine_options, read_text_file, split_engine_options
+from octavo.cli.options import (
+    ENGINE_NAMES,
+    ByteSize,
+    engine_options,
+    read_text_file,
+    split_engine_options,
+    with_room_for,
+)
 from octavo.config import QUANTIZATIONS, EngineConfig
 from octavo.errors import UsageError
 
@@ -48,6 +55,30 @@ def test_engine_options_are_fields_of_the_engine_and_no_others() -> None:
     assert declared <= {field.name for field in fields(EngineConfig)}
 
 
+TWO = [("a", "/a"), ("b", "/b")]
+
+
+@pytest.mark.parametrize(
+    ("loras", "given", "more", "expected"),
+    [
+        ([], {}, False, {}),
+        (TWO, {}, False, {"max_loras": 2, "max_cpu_loras": 2}),
+        (TWO * 3, {}, False, {"max_loras": 4, "max_cpu_loras": 6}),
+        (TWO, {"max_loras": 5}, False, {"max_loras": 5, "max_cpu_loras": 5}),
+        ([], {}, True, {"max_loras": 4, "max_cpu_loras": 16}),
+        (TWO, {}, True, {"max_loras": 4, "max_cpu_loras": 18}),
+        (TWO, {"max_loras": 1}, True, {"max_loras": 1, "max_cpu_loras": 6}),
+        (TWO, {"max_cpu_loras": 4}, True, {"max_loras": 4, "max_cpu_loras": 4}),
+    ],
+)
+def test_adapters_find_room_and_those_that_come_later_too(
+    loras: list[tuple[str, str]], given: dict[str, Any], more: bool, expected: dict[str, Any]
+) -> None:
+    found = with_room_for(loras, given, more)
+    assert found == ({"enable_lora": True, **expected} if expected else {})
+    EngineConfig.from_kwargs("m", **found)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("7", 7), ("1K", 1024), ("512M", 512 << 20), ("4G", 4 << 30), ("1.5GiB", 3 << 29), ("2 tb", 2 << 40)],
@@ -56,7 +87,7 @@ def test_byte_sizes(text: str, size: int) -> None:
     assert ByteSize().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "4X", "4GG", "inf"])
+@pytest.mark.parametrize("text", ["", "G", "-1", "0", "0G", "0.1", "1e9", "4X", "4GG", "inf"])
 def test_bad_byte_sizes(text: str) -> None:
     with pytest.raises(click.BadParameter, match="accepted: 4G, 512M"):
         ByteSize().convert(text, None, None)

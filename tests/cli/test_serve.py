@@ -148,6 +148,7 @@ def test_a_second_ctrl_c_does_not_wait(model):
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGINT)
         assert server.ends(10) == 0
+    assert not any("Traceback" in line for line in server.lines), server.lines
 
 
 def test_a_dead_engine_is_told_to_everybody_and_ends_the_server(model):
@@ -163,6 +164,7 @@ def test_a_dead_engine_is_told_to_everybody_and_ends_the_server(model):
         assert httpx.get(f"{server.url}/health").status_code == 503
         assert server.ends(10) == 1
     assert server.lines[-1].startswith("octavo: the engine has died: it was killed by SIGKILL")
+    assert any(" error the engine has died: it was killed by SIGKILL" in line for line in server.lines)
     assert not any("Traceback" in line for line in server.lines)
 
 
@@ -178,14 +180,23 @@ def test_a_client_that_leaves_frees_its_blocks(model):
 
 def test_adapters_to_begin_with_are_models_beside_the_model(model, tmp_path):
     adapter = make_chat_adapter(tmp_path / "adapter")
-    with served(model, "--served-model-name", "tiny", "--lora", f"sql={adapter}") as server:
+    options = ("--served-model-name", "tiny", "--lora", f"sql={adapter}", "--allow-lora-loading")
+    with served(model, *options) as server:
+        later = {"lora_name": "later", "lora_path": str(adapter)}
+        assert httpx.post(f"{server.url}/v1/load_lora_adapter", json=later).json()["loaded"]
         models = httpx.get(f"{server.url}/v1/models").json()["data"]
-        assert {entry["id"] for entry in models} == {"tiny", "sql"}
+        assert {entry["id"] for entry in models} == {"tiny", "sql", "later"}
         texts = set()
         for name in ("tiny", "sql"):
             body = {"model": name, "prompt": "Hi", "max_tokens": 8, "temperature": 0}
             texts.add(httpx.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]["text"])
         assert len(texts) == 2
+
+
+def test_an_empty_name_is_one_line_before_the_model_is_looked_for(tmp_path):
+    with octavo_process("serve", tmp_path / "no-model", "--served-model-name", "") as process:
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.decode()) == (2, "octavo: --served-model-name is empty; accepted: a name\n")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from helpers_http import make
 from helpers_live import live
 from octavo.errors import UsageError
 from octavo.server.patient_http import patient_http
-from octavo.server.tls import check_tls
+from octavo.server.tls import check_tls, time_trouble
 
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="needs openssl to make certificates")
@@ -57,6 +57,37 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             check_tls(*pair)
+
+
+def make_dated(folder: Path, start: str, end: str) -> tuple[Path, Path]:
+    """A certificate of these dates, which ``openssl ca`` can make."""
+    lines = ["[ca]", "default_ca=d", "[d]", "database=index", "serial=serial", "new_certs_dir=.", "policy=p"]
+    (folder / "ca.cnf").write_text("\n".join([*lines, "default_md=sha256", "[p]", "commonName=supplied", ""]))
+    (folder / "index").write_text("")
+    (folder / "serial").write_text("01\n")
+    asked = ["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "d.key", "-out", "d.csr"]
+    given = ["ca", "-batch", "-selfsign", "-config", "ca.cnf", "-in", "d.csr", "-keyfile", "d.key", "-out", "d.pem"]
+    for arguments in (asked, [*given, "-startdate", start, "-enddate", end]):
+        subprocess.run([str(OPENSSL), *arguments], check=True, capture_output=True, cwd=folder)
+    return folder / "d.pem", folder / "d.key"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        ("20200101000000Z", "20200201000000Z", "d.pem' has expired: clients will refuse it"),
+        ("21000101000000Z", "21000201000000Z", "d.pem' is not valid yet: clients will refuse it"),
+        ("20200101000000Z", "21000101000000Z", None),
+    ],
+)
+def test_dates_are_told(tmp_path: Path, start: str, end: str, expected: str | None) -> None:
+    found = time_trouble(*make_dated(tmp_path, start, end))
+    assert found is None if expected is None else found is not None and found.endswith(expected)
+
+
+def test_a_certificate_of_today_is_none_to_tell_of(tmp_path: Path) -> None:
+    """It is of another name than any client would ask for, and nobody has signed it."""
+    assert time_trouble(*make_pair(tmp_path, "a")) is None
 
 
 def test_a_server_speaks_it_and_does_not_wait_for_ever(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from octavo.server import tracing
 from octavo.server.caller import Caller
 from octavo.server.request_record import RequestRecord
 from octavo.server.tracing import end_traces, export_to, tracing_to
+from octavo.version import __version__
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -92,6 +93,16 @@ def test_the_collectors_address_is_checked(wrong: str) -> None:
 def test_a_collector_is_told_who_we_are() -> None:
     provider = export_to("http://127.0.0.1:9/v1/traces")
     assert provider.resource.attributes["service.name"] == "octavo"
+    provider.shutdown()
+
+
+def test_variables_say_whose_spans_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "chat")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=red")
+    provider = export_to("http://127.0.0.1:9/v1/traces")
+    attributes = provider.resource.attributes
+    assert (attributes["service.name"], attributes["team"]) == ("chat", "red")
+    assert attributes["service.version"] == __version__
     provider.shutdown()
 
 

@@ -74,6 +74,8 @@ def serve(**options: Any) -> None:
     figures = figures_of(driven.outcomes, bounds, driven.busy)
     environment, text = {**server, **describe_machine()}, figures_text(figures)
     show(environment, "serve", _asked(options), text, figures.as_values(), json_file)
+    if figures.errors and not figures.completed:
+        raise OctavoError(f"no request was answered: {next(iter(figures.errors))}")
 
 
 def _target(options: dict[str, Any], model: str, extra: dict[str, Any]) -> Target:

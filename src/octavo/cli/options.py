@@ -27,9 +27,10 @@ class ByteSize(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
-        if match is None:
+        size = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+        if size == 0:
             self.fail(f"{value!r} is not a number of bytes; accepted: 4G, 512M, 1000000, …", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+        return size
 
 
 _ENGINE: list[Decorator] = [
@@ -57,15 +58,19 @@ _ENGINE: list[Decorator] = [
     click.option("--deterministic", is_flag=True, default=None, help="Same bits in any batch, slower; GPUs only."),
     click.option("--enforce-eager", is_flag=True, default=None, help="No CUDA graphs: to debug."),
     click.option("--max-loras", type=int, metavar="N", help="Most LoRA adapters in one step."),
+    click.option("--max-cpu-loras", type=int, metavar="N", help="Most LoRA adapters loaded at once."),
     click.option("--max-lora-rank", type=int, metavar="N", help="Largest rank of a LoRA adapter."),
     click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),
     click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
 ]
+LATER_PER_PLACE = 4
+"""Adapters that may be loaded later, for each that a step has a place for: the engine's own measure."""
+
 ENGINE_NAMES = (
     *("device", "dtype", "quantization", "tokenizer", "revision", "max_model_len", "max_num_seqs"),
     *("max_num_batched_tokens", "block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype"),
     *("num_threads", "enable_prefix_caching", "async_scheduling", "scheduling_policy", "deterministic"),
-    *("enforce_eager", "max_loras", "max_lora_rank", "load_format", "debug"),
+    *("enforce_eager", "max_loras", "max_cpu_loras", "max_lora_rank", "load_format", "debug"),
 )
 """Their names, which are those of ``EngineConfig``'s fields."""
 
@@ -101,12 +106,16 @@ def lora_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--lora", "loras", multiple=True, type=NamedPath(), metavar="NAME=PATH", help=help)(command)
 
 
-def with_room_for(loras: Sequence[tuple[str, str]], given: dict[str, Any]) -> dict[str, Any]:
-    """The engine's options, with room for adapters that were named: the more, the more places."""
-    if not loras:
+def with_room_for(loras: Sequence[tuple[str, str]], given: dict[str, Any], more: bool = False) -> dict[str, Any]:
+    """The engine's options, with room for adapters that were named: the more, the more places. ``more``: others may
+    come later; they find as much room as without those.
+    """
+    if not loras and not more:
         return given
-    places = given.get("max_loras", min(len(loras), EngineConfig.max_loras))
-    return {**given, "enable_lora": True, "max_loras": places, "max_cpu_loras": max(places, len(loras))}
+    most = EngineConfig.max_loras
+    places = given.get("max_loras", most if more else min(len(loras), most))
+    loaded = len(loras) + LATER_PER_PLACE * places if more else max(places, len(loras))
+    return {"max_cpu_loras": loaded, **given, "enable_lora": True, "max_loras": places}
 
 
 def check_adapters(loras: Sequence[tuple[str, str]], own: Sequence[str] = ()) -> None:

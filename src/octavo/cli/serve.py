@@ -18,6 +18,7 @@ from octavo.cli.options import (
     with_room_for,
 )
 from octavo.config import EngineConfig
+from octavo.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,10 @@ def serve(
 
     Ctrl-C and SIGTERM let requests finish; a second Ctrl-C does not. Exit code 1: the engine has died.
     """
-    given = with_room_for(loras, split_engine_options(options))
-    config = EngineConfig.from_kwargs(model, **{"enable_lora": allow_lora_loading, **given})
+    given = with_room_for(loras, split_engine_options(options), allow_lora_loading)
+    config = EngineConfig.from_kwargs(model, **given)
+    if "" in names:  # a variable that was not filled
+        raise UsageError("--served-model-name is empty; accepted: a name")
     check_adapters(loras, names or (model,))
     template = None if chat_template is None else read_text_file("the chat template", chat_template)
     operating = split_operation_options(options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -26,7 +27,10 @@ from octavo.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.server.app import create_app
 from octavo.server.options import ServerOptions
+from octavo.server.tls import time_trouble
 from octavo.text.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
 
 LENGTHS = (2048, 8192)
 """Of requests, in tokens, for which it is told how many fit; beside those of full length."""
@@ -104,11 +108,17 @@ async def serve(serving: Serving, listener: socket.socket, say: Callable[[str], 
         path = engine.info.tokenizer_path
         tokenizer = await asyncio.to_thread(load_tokenizer, path) if path else None
         app = create_app(engine, serving.options, tokenizer)
+        _warn_of_dates(serving.uvicorn)
         host, port, *_ = listener.getsockname()
         say(f"listening on {'https' if 'ssl_certfile' in serving.uvicorn else 'http'}://{_in_url(host)}:{port}")
         await _answer(app, engine, serving, listener)
     finally:
         await engine.shutdown(0)
+
+
+def _warn_of_dates(options: dict[str, Any]) -> None:
+    if "ssl_certfile" in options and (trouble := time_trouble(options["ssl_certfile"], options["ssl_keyfile"])):
+        log.warning(trouble)
 
 
 def introduction(info: EngineInfo) -> list[str]:
@@ -169,6 +179,12 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the application end in any case: where uvicorn is forced to end it does not, and it ends by an error."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
     def drain(self, seconds: float) -> None:
         """End when no request is at work, or so much later."""
         self._draining = asyncio.create_task(self._drain(time.monotonic() + seconds))
@@ -206,6 +222,7 @@ def _end(server: _Server, app: FastAPI, drain: float) -> None:
 async def _end_with(engine: RemoteEngine, server: uvicorn.Server) -> str:
     """End the server when the engine dies; why it did."""
     reason = await engine.wait_failed()
+    log.error(reason)
     await asyncio.sleep(FAILED_SECONDS)
     server.should_exit = True
     asyncio.get_running_loop().call_later(FORCE_SECONDS, setattr, server, "force_exit", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from octavo.errors import UsageError
@@ -25,6 +26,39 @@ def check_tls(certificate: Path | None, key: Path | None) -> None:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=_no_passphrase)
     except ssl.SSLError as error:
         raise UsageError(f"{certificate} and {key} are no certificate and its key: {_reason(error)}") from None
+
+
+def time_trouble(certificate: Path, key: Path) -> str | None:
+    """Why clients will not trust the certificate today, as far as its dates say it; None: they do not.
+
+    Nothing in the standard library reads a certificate's dates, but a handshake with ourselves does.
+    """
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key, password=_no_passphrase)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever has signed it: here it is trusted
+    client.load_verify_locations(certificate)
+    try:
+        _shake_hands(server, client)
+    except ssl.SSLError as error:
+        when = _DATES.get(getattr(error, "verify_code", 0))
+        return None if when is None else f"the certificate {str(certificate)!r} {when}: clients will refuse it"
+    return None
+
+
+_DATES = {9: "is not valid yet", 10: "has expired"}
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """A handshake in memory, as far as the client's judgement. Raises ``ssl.SSLError``."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = server.wrap_bio(up, down, server_side=True)
+    theirs = client.wrap_bio(down, up)
+    for end in (theirs, ours, theirs):  # hello, certificate, judgement
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
 
 
 def _check_pem(option: str, file: Path, mark: bytes, what: str) -> None:

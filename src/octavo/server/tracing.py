@@ -53,11 +53,12 @@ def export_to(endpoint: str) -> TracerProvider:
     """
     check_export(endpoint)
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    resource = Resource.create({"service.name": "octavo", "service.version": __version__})
+    ours = Resource.create({"service.name": "octavo", "service.version": __version__})
+    resource = ours.merge(OTELResourceDetector().detect())  # once more: what is given in code would win
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider
