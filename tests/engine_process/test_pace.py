@@ -82,8 +82,8 @@ def test_those_who_wait_for_a_row_in_vain_change_nothing_until_one_is_free() -> 
     ("asked_ms", "device", "streams", "seconds"),
     [
         (None, "cuda", 256, 0.0),
-        (None, "cpu", 1, 0.002),
-        (None, "cpu", 32, 0.064),
+        (None, "cpu", 1, 0.003),
+        (None, "cpu", 32, 0.096),
         (None, "cpu", 1000, LONGEST),
         (0.0, "cpu", 32, 0.0),
         (500.0, "cpu", 1, 0.5),
