@@ -26,7 +26,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 def native_for(name: str, folder: Path) -> Native:
     """The kernels of `library_for`, but for the products."""
-    files = ("attention.c", "prefill_attention.c", "elementwise.c", "sampling.c", "team.c", "places.c")
+    files = ("attention.c", "prefill_attention.c", "elementwise.c", "sampling.c", "team.c")
     return Native(Tasks(library_for(name, folder, files)))
 
 

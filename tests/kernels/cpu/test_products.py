@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(build.load_library() is None, reason="no C compi
 SETS = (*INSTRUCTION_SETS, "portable")
 ROWS = (0, 1, 2, 3, 4, 5, 7, 8, 12, 13, 21, 38)
 PLAIN = (torch.bfloat16, torch.float32)
-SOURCES = ("pack.c", "product.c", "multiply_integers.c", "multiply_floats.c", "team.c", "places.c")
+SOURCES = ("pack.c", "product.c", "multiply_integers.c", "multiply_floats.c", "team.c")
 SCHEMES = ("int8", "int8-channel", "int8-g128", "int8-g32", "int4", "int4-g32", "fp8", "fp8-tensor", "fp8-block")
 NUMBERS_AT = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q6_K": (208,)}
 FP8 = torch.float8_e4m3fn

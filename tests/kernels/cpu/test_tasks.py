@@ -55,7 +55,7 @@ class Call(ctypes.Structure):
 def library(tmp_path_factory) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("team")
     (folder / "tasks.c").write_text(SOURCE)
-    sources = [folder / "tasks.c", build.SOURCES / "team.c", build.SOURCES / "places.c"]
+    sources = [folder / "tasks.c", build.SOURCES / "team.c"]
     command = ["cc", *build.FLAGS, f"-I{build.SOURCES}", "-shared", "-o", folder / "team.so", *sources, "-pthread"]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(folder / "team.so"))

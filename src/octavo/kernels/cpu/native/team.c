@@ -2,8 +2,6 @@
 #define _GNU_SOURCE
 #include "team.h"
 
-#include "places.h"
-
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -19,7 +17,6 @@ struct Team {
   const Step *steps;
   int64_t count;
   pthread_t *threads;
-  Places *places;
   pthread_mutex_t running; /* one list at a time */
   pthread_mutex_t bed;
   pthread_cond_t morning;
@@ -57,17 +54,16 @@ static void sleep_until_changed(Team *t, atomic_uint *word, unsigned old) {
   pthread_mutex_unlock(&t->bed);
 }
 
-static void await_change(Team *t, int index, atomic_uint *word, unsigned old) {
+static void await_change(Team *t, atomic_uint *word, unsigned old) {
   for (int i = 0; i < SPINS; i++) {
     if (atomic_load_explicit(word, memory_order_acquire) != old) return;
     pause_core();
   }
-  int64_t now = nanoseconds(), end = now + YIELD_NANOSECONDS;
-  for (; now < end; now = nanoseconds()) {
-    places_come_apart(t->places, index, now);
+  int64_t end = nanoseconds() + YIELD_NANOSECONDS;
+  do {
     if (atomic_load_explicit(word, memory_order_acquire) != old) return;
     sched_yield();
-  }
+  } while (nanoseconds() < end);
   sleep_until_changed(t, word, old);
 }
 
@@ -82,9 +78,8 @@ static void change(Team *t, atomic_uint *word) {
 void team_wait(const Member *me) {
   Team *t = me->team;
   unsigned phase = atomic_load_explicit(&t->phase, memory_order_relaxed); /* cannot change before I arrive */
-  if (me->size > 1) places_note(t->places, me->index);
   if (atomic_fetch_add(&t->arrived, 1) + 1 < me->size) {
-    await_change(t, me->index, &t->phase, phase);
+    await_change(t, &t->phase, phase);
     return;
   }
   atomic_store_explicit(&t->arrived, 0, memory_order_relaxed);
@@ -109,7 +104,7 @@ static void *work(void *argument) {
   Worker own = *(Worker *)argument;
   free(argument);
   for (unsigned seen = 0;; seen++) {
-    await_change(own.team, own.index, &own.team->lists, seen);
+    await_change(own.team, &own.team->lists, seen);
     if (atomic_load(&own.team->ending)) return NULL;
     run_list(own.team, own.index);
   }
@@ -138,7 +133,6 @@ void octavo_team_free(Team *t) {
   atomic_store(&t->ending, 1);
   change(t, &t->lists);
   for (int i = 1; i < t->size; i++) pthread_join(t->threads[i], NULL);
-  places_free(t->places);
   free(t->threads);
   free(t);
 }
@@ -148,11 +142,11 @@ void octavo_team_free(Team *t) {
 Team *octavo_team_new(int size, const int32_t *cpus, int num_cpus) {
   Team *t = aligned_alloc(64, (sizeof *t + 63) / 64 * 64);
   if (!t) return NULL;
-  *t = (Team){.size = size, .threads = calloc(size, sizeof(pthread_t)), .places = places_new(size, cpus, num_cpus)};
+  *t = (Team){.size = size, .threads = calloc(size, sizeof(pthread_t))};
   pthread_mutex_init(&t->running, NULL);
   pthread_mutex_init(&t->bed, NULL);
   pthread_cond_init(&t->morning, NULL);
-  if (!t->threads || !t->places) t->size = 1;
+  if (!t->threads) t->size = 1;
   for (int i = 1; i < t->size; i++) {
     if (start(t, i)) t->size = i; /* nobody reads it before the first list */
     else keep_on(t->threads[i], cpus, num_cpus);

@@ -3,8 +3,7 @@
    A decode step of a small model is some 150 operations of a few microseconds. To start and end a parallel region for
    each would cost as much as they do; so the threads of a team stay together for a whole list of tasks, and meet at a
    barrier between one and the next. Who waits spins for a moment, then offers its core to others, then sleeps: on a busy
-   machine a thread that only spins would hold the core that the one it waits for needs. Where two members have got onto one
-   core, one leaves it: see places.h. */
+   machine a thread that only spins would hold the core that the one it waits for needs. */
 #ifndef OCTAVO_TEAM_H
 #define OCTAVO_TEAM_H
 
