@@ -29,6 +29,7 @@ from octavo.engine_process.meter import Meter
 from octavo.engine_process.pace import Pace
 from octavo.errors import RequestError
 from octavo.grammar import compiler
+from octavo.sampling_params import PoolingParams
 from octavo.structured_outputs import StructuredOutputs
 
 SIX = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -357,6 +358,13 @@ def test_what_is_cached_is_forgotten_when_asked(llm: LLM) -> None:
     assert cached == {1: 0, 2: 0}
     again = play(llm, [request(3, prompt)])
     assert again[-1].ends[0].metrics.num_cached_tokens == 24
+
+
+def test_a_vector_is_no_generated_token(llm: LLM) -> None:
+    sent = play(llm, [request(1, params=PoolingParams(), embed=True), request(2)])
+    assert [end.key for news in sent for end in news.ends if end.embedding is not None] == [1]
+    assert sent[-1].load is not None
+    assert sent[-1].load.generated_tokens == 6
 
 
 def test_the_door_sees_the_queue(llm: LLM) -> None:
