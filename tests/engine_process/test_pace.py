@@ -19,10 +19,13 @@ class Engine:
 
     def __init__(self, interval: float) -> None:
         self.now, self.listeners = 100.0, []  # type: ignore[var-annotated]
-        self.running, self.waiting = 2, 0
-        self.scheduler = SimpleNamespace(stats=lambda: SimpleNamespace(running=self.running, waiting=self.waiting))
+        self.running, self.held, self.queue = 2, 0, []  # type: ignore[var-annotated]
+        self.scheduler = SimpleNamespace(stats=self._stats, waiting=self.queue)
         engine: Any = self
         self.pace = Pace(engine, lambda streams: interval, clock=lambda: self.now)
+
+    def _stats(self) -> SimpleNamespace:
+        return SimpleNamespace(running=self.running, waiting=len(self.queue) + self.held)
 
     def step(self, *tokens: int, takes: float) -> bool:
         """Whether it is told what a step with so many tokens in its rows has brought."""
@@ -66,16 +69,24 @@ def test_a_step_that_reads_a_prompt_is_told_and_so_is_what_is_there_before_one()
     engine = Engine(1.0)
     assert engine.step(1, 64, takes=0.01)
     assert not engine.step(1, 1, takes=0.01)
-    engine.waiting = 1
+    engine.queue.append("a")
     assert engine.pace.is_due(1), "it may be admitted now"
 
 
 def test_those_who_wait_for_a_row_in_vain_change_nothing_until_one_is_free() -> None:
     engine = Engine(1.0)
-    engine.waiting = 9
+    engine.queue.extend("abcdefghi")
     assert not any(engine.step(1, 1, takes=0.01) for _ in range(3))
     engine.running = 1
     assert engine.pace.is_due(1)
+
+
+def test_nothing_is_held_back_while_one_waits_for_a_grammar_that_any_step_may_find_compiled() -> None:
+    engine = Engine(1.0)
+    engine.held = 1
+    assert all(engine.step(1, 1, takes=0.01) for _ in range(3))
+    engine.held = 0
+    assert not engine.step(1, 1, takes=0.01)
 
 
 @pytest.mark.parametrize(
