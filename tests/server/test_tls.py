@@ -35,6 +35,14 @@ def test_a_pair_that_belongs_together(tmp_path: Path) -> None:
     check_tls(None, None)
 
 
+@pytest.mark.parametrize("name", ["X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
+def test_a_certificate_under_openssls_other_names(tmp_path: Path, name: str) -> None:
+    certificate, key = make_pair(tmp_path, "a")
+    certificate.write_text(certificate.read_text().replace("CERTIFICATE-----", f"{name}-----"))
+    check_tls(certificate, key)
+    assert time_trouble(certificate, key) is None
+
+
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     certificate, key = make_pair(tmp_path, "a")
     _, other = make_pair(tmp_path, "b")

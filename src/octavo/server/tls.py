@@ -8,9 +8,11 @@ from pathlib import Path
 
 from octavo.errors import UsageError
 
-CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+CERTIFICATE = b"CERTIFICATE-----"
 PRIVATE_KEY = b"PRIVATE KEY-----"
-"""What a file in PEM form has in it. Of a file without, OpenSSL says no more than "PEM lib"."""
+"""What a file in PEM form has in it, under any of its names (TRUSTED CERTIFICATE, RSA PRIVATE KEY). Of a file without,
+OpenSSL says no more than "PEM lib".
+"""
 
 
 def check_tls(certificate: Path | None, key: Path | None) -> None:
