@@ -78,8 +78,17 @@ def test_why_it_ends(output: list[int], params: SamplingParams, eos: tuple[int, 
     ("options", "bad_words", "names"),
     [
         ({"allowed_token_ids": [5]}, ((5,),), "allowed_token_ids, bad_words"),
-        ({"allowed_token_ids": [2], "min_tokens": 2}, (), "allowed_token_ids, min_tokens (no stop token before it)"),
-        ({"allowed_token_ids": [5], "min_tokens": 1}, ((5,),), "allowed_token_ids, bad_words"),  # it has so many
+        (
+            {"allowed_token_ids": [2], "min_tokens": 2, "stop_token_ids": [2]},
+            (),
+            "allowed_token_ids, min_tokens (no stop token before it)",
+        ),
+        (
+            {"allowed_token_ids": [5], "min_tokens": 1, "stop_token_ids": [2]},  # it has so many
+            ((5,),),
+            "allowed_token_ids, bad_words",
+        ),
+        ({"allowed_token_ids": [5], "min_tokens": 2}, ((5,),), "allowed_token_ids, bad_words"),  # nothing would stop it
         ({"min_tokens": 2, "stop_token_ids": [0, 1, 2]}, (), "min_tokens (no stop token before it)"),
         ({}, ((0,), (1,)), "bad_words"),
     ],

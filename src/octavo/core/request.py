@@ -153,11 +153,11 @@ class Request:
         params = self.params
         if params.structured_outputs is not None:
             return _NONE_OF_FORM
-        too_short = self.num_output_tokens < params.min_tokens
+        may_not_stop = self.num_output_tokens < params.min_tokens and bool(self.eos_token_ids or params.stop_token_ids)
         bans = {
             "allowed_token_ids": params.allowed_token_ids is not None,
             "bad_words": bool(self.bad_words),
-            "min_tokens (no stop token before it)": too_short,
+            "min_tokens (no stop token before it)": may_not_stop,
         }
         names = ", ".join(name for name, given in bans.items() if given)
         return f"{names}: every token is banned; accepted: options that leave at least one"
