@@ -35,7 +35,8 @@ class AsyncLLM:
         model: an alias (``"smollm2-135m"``), a hub repository, a folder, or a ``.gguf`` file.
         max_queue, max_queue_tokens: requests, and tokens of requests, that may wait; more are refused with `BusyError`.
         stream_interval_ms: how often an output grows: tokens of several steps come together. 0: after each step.
-            None: 0 on a GPU; on a CPU, where to hand over a token takes time from the model, 3 for each stream.
+            None: 0 on a GPU; on a CPU, where to hand over a token takes time from the model, 3 for each stream, up
+            to 200.
         kwargs: the fields of `octavo.config.EngineConfig`; an unknown one is an error that names the nearest.
 
     Attributes:

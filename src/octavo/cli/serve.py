@@ -43,7 +43,7 @@ MAX_QUEUE = 4096
     *("--stream-interval-ms", "stream_interval_ms"),
     type=click.FloatRange(0),
     metavar="MS",
-    help="How often streams are sent new tokens; 0: each at once. By default 0, and 3 for each stream on a CPU.",
+    help="How often streams are sent new tokens; 0: each at once. Default: 0, on a CPU 3 for each stream, up to 200.",
 )
 @click.option("--drain", type=SECONDS, default=30.0, show_default=True, help="Seconds to finish in when told to end.")
 @lora_option
