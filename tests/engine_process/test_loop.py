@@ -144,6 +144,14 @@ def test_nothing_is_held_back_while_a_prompt_is_read(llm: LLM) -> None:
     assert keys == [[(1, 1)], [(1, 2)], [(1, 1), (2, 1)], [(1, 2)], [(2, 5)]]
 
 
+def test_tokens_count_with_their_step_though_they_are_told_later(llm: LLM) -> None:
+    """Else steps would seem to have had hardly any tokens, and a later one more than it has rows."""
+    three = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    sent = play(llm, [request(1), request(2, params=three)], interval=60.0)
+    loads = [(news.load.steps, news.load.generated_tokens) for news in sent if news.load is not None]
+    assert loads == [(1, 2), (3, 6), (6, 9)]
+
+
 def test_an_abort_tells_what_was_held_back(llm: LLM) -> None:
     sent = play(llm, [request(1)], [], [], [Abort(1)], interval=60.0)
     assert [len(piece.token_ids) for news in sent for piece in news.pieces] == [1, 2]

@@ -112,7 +112,7 @@ class Desk:
                 cursor.finished = False
                 piece = msgspec.structs.replace(piece, finish_reason=None, stop_reason=None)
             if piece is not None and (piece.token_ids or piece.finish_reason):
-                self._note(followed, piece)
+                self._note(piece)
 
     def tell_failure(self, reason: str) -> None:
         """The engine has ended all requests with an error: say so, and why."""
@@ -130,14 +130,12 @@ class Desk:
             piece = cursor.advance(completion, followed.make_piece)
             if piece is not None:
                 followed.begun = True
-                self._note(followed, piece)
+                self._note(piece)
         if followed.output.finished:
             self._end(followed)
 
-    def _note(self, followed: Followed, piece: Piece) -> None:
+    def _note(self, piece: Piece) -> None:
         self.news.pieces.append(piece)
-        if followed.output.embedding is None:  # a vector comes with a token that nobody gets
-            self._meter.generated_tokens += len(piece.token_ids)
         if piece.finish_reason is not None:
             self._meter.finished[piece.finish_reason] += 1
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from octavo.client.verbs import Load
-from octavo.core.plan import Admitted, Event, Preempted, StepPlan
+from octavo.core.plan import Admitted, Embedded, Event, Preempted, Sampled, StepPlan
 from octavo.engine import Engine
 from octavo.engine_process.door import Door
 
@@ -16,7 +16,8 @@ class Meter:
     """Listens to an engine. A snapshot may be taken in any thread: it reads numbers, each of which is right by itself.
 
     Attributes:
-        generated_tokens, finished: as told to callers; ``finished`` is of completions, by reason.
+        generated_tokens: as steps bring them, told to callers or not yet, so that they go with the number of steps.
+        finished: completions by reason, as told to callers.
     """
 
     def __init__(self, engine: Engine, door: Door) -> None:
@@ -49,9 +50,14 @@ class Meter:
 
     def _hear(self, plan: StepPlan | None, events: Sequence[Event]) -> None:
         self._launched += plan is not None
+        embedded = set()
         for event in events:
             kind = type(event)
-            if kind is Admitted:
+            if kind is Sampled:
+                self.generated_tokens += event.request_id not in embedded
+            elif kind is Embedded:
+                embedded.add(event.request_id)  # a token follows that nobody gets
+            elif kind is Admitted:
                 self._admitted(event.request_id)
             elif kind is Preempted:
                 self._preemptions += 1
