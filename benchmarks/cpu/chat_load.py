@@ -32,7 +32,7 @@ import psutil
 from decode import add_peer_options, add_run
 from machine import describe_machine
 from servers import running_server, seconds_of, shown_command
-from sides import Side, busy_seconds
+from sides import Side, busy_seconds, others_share
 
 PROMPT, ANSWER = (20, 800), (16, 256)
 
@@ -71,7 +71,7 @@ def load(url: str, server: psutil.Process, trace: Path, count: int) -> dict[str,
         client = os.times().children_user + os.times().children_system - client
         busy, seconds = busy_seconds() - seconds_of(server) - before - client, time.monotonic() - start
         found: dict[str, Any] = json.loads(report.read_text())
-    return {**found, "others": round(max(busy / (seconds * (os.cpu_count() or 1)), 0.0), 3)}
+    return {**found, "others": others_share(busy, seconds)}
 
 
 def figures(side: Side, report: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ import uvloop
 from decode import add_run
 from machine import describe_machine
 from servers import running_server, seconds_of, shown_command
-from sides import Side, Worker, busy_seconds
+from sides import Side, Worker, busy_seconds, others_share
 from worker_loop import Work
 
 HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -56,18 +55,20 @@ async def read_streams(port: int, prompts: list[list[int]], tokens: int) -> int:
 def http_round(url: str, server: psutil.Process, work: Work, vocab_size: int) -> dict[str, Any]:
     """Tokens a second, pieces, microseconds of the HTTP process for a token, and ``others``."""
     prompts, own = work.prompts(vocab_size), psutil.Process()
-    used = [busy_seconds(), seconds_of(server), sum(own.cpu_times()[:2]), sum(server.cpu_times()[:2])]
-    start = time.perf_counter()
+
+    def used() -> list[float]:
+        return [busy_seconds(), seconds_of(server), sum(own.cpu_times()[:2]), sum(server.cpu_times()[:2])]
+
+    before, start = used(), time.perf_counter()
     pieces = uvloop.run(read_streams(urlsplit(url).port or 80, prompts, work.tokens))
     seconds, tokens = time.perf_counter() - start, work.sequences * work.tokens
-    now = [busy_seconds(), seconds_of(server), sum(own.cpu_times()[:2]), sum(server.cpu_times()[:2])]
-    busy, served, client, http = (after - before for before, after in zip(used, now, strict=True))
+    busy, served, client, http = (now - then for now, then in zip(used(), before, strict=True))
     return {
         "rate": tokens / seconds,
         "pieces": pieces,
         "http, us a token": round(http / tokens * 1e6, 1),
         "client, us a token": round(client / tokens * 1e6, 1),
-        "others": round(max((busy - served - client) / (seconds * (os.cpu_count() or 1)), 0.0), 3),
+        "others": others_share(busy - served - client, seconds),
     }
 
 

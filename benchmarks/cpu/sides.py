@@ -87,8 +87,7 @@ class Worker:
         self._process.stdin.flush()
         found = self._answer()
         busy, seconds = busy_seconds() - before, time.monotonic() - start
-        others = (busy - found.pop("processor_seconds")) / (seconds * (os.cpu_count() or 1))
-        return {**found, "others": round(max(others, 0.0), 3)}
+        return {**found, "others": others_share(busy - found.pop("processor_seconds"), seconds)}
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -104,6 +103,11 @@ def busy_seconds() -> float:
     """Of all processors, whoever used them."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+
+
+def others_share(busy: float, seconds: float) -> float:
+    """What ``busy`` seconds of processors are of all that the machine has in so many seconds."""
+    return round(max(busy / (seconds * (os.cpu_count() or 1)), 0.0), 3)
 
 
 def alternate(workers: Sequence[Worker], work: Mapping[str, int], rounds: int) -> list[dict[str, Any]]:

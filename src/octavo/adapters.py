@@ -6,15 +6,12 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.config import EngineConfig
+from octavo.config import LOADED_PER_PLACE, EngineConfig
 from octavo.core.adapters import Adapter
 from octavo.core.scheduler import Scheduler
 from octavo.errors import ModelError, RequestError
 from octavo.execution.adapters import AdapterStore, HostAdapter
 from octavo.lora import AdapterInfo, check_lora_name
-
-LOADED_PER_PLACE = 4
-"""Adapters in host memory for each place on the device, unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ SERVED_TOKENS = {"cpu": 256, "cuda": 1536}
 MAX_LORAS = 256
 """LoRA adapters on the device at once."""
 
+LOADED_PER_PLACE = 4
+"""LoRA adapters in host memory for each place on the device, unless asked for."""
+
 MAX_LORA_RANK = 512
 
 NOT_ON_A_CPU = "deterministic=True is for GPUs: on a CPU the last bits of results depend on the rest of the batch"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from octavo.config import DTYPES, KV_DTYPES, QUANTIZATIONS, EngineConfig
+from octavo.config import DTYPES, KV_DTYPES, LOADED_PER_PLACE, QUANTIZATIONS, EngineConfig
 from octavo.errors import UsageError
 from octavo.large_imports import large_imports
 
@@ -63,9 +63,6 @@ _ENGINE: list[Decorator] = [
     click.option("--load-format", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, config only."),
     click.option("--debug", is_flag=True, default=None, help="Check all invariants after each step."),
 ]
-LATER_PER_PLACE = 4
-"""Adapters that may be loaded later, for each that a step has a place for: the engine's own measure."""
-
 ENGINE_NAMES = (
     *("device", "dtype", "quantization", "tokenizer", "revision", "max_model_len", "max_num_seqs"),
     *("max_num_batched_tokens", "block_size", "gpu_memory_utilization", "kv_cache_memory", "kv_cache_dtype"),
@@ -114,7 +111,7 @@ def with_room_for(loras: Sequence[tuple[str, str]], given: dict[str, Any], more:
         return given
     most = EngineConfig.max_loras
     places = given.get("max_loras", most if more else min(len(loras), most))
-    loaded = len(loras) + LATER_PER_PLACE * places if more else max(places, len(loras))
+    loaded = len(loras) + LOADED_PER_PLACE * places if more else max(places, len(loras))
     return {"max_cpu_loras": loaded, **given, "enable_lora": True, "max_loras": places}
 
 

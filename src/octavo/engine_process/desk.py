@@ -27,12 +27,16 @@ class Followed:
     make_piece: Callable[..., Piece] = field(init=False)
     completions: list[tuple[CompletionOutput, Cursor]] = field(init=False)
     scores_told: bool = field(init=False)
-    begun: bool = False
 
     def __post_init__(self) -> None:
         self.make_piece = partial(Piece, self.key)
         self.completions = [(completion, Cursor()) for completion in self.output.outputs]
         self.scores_told = self.output.prompt_logprobs is None
+
+    @property
+    def begun(self) -> bool:
+        """Whether a token of it was told."""
+        return any(cursor.num_tokens for _, cursor in self.completions)
 
 
 class Desk:
@@ -92,15 +96,14 @@ class Desk:
 
     def tell_all(self) -> None:
         """Note what is new in all that have grown."""
-        for followed in list(self._grown.values()):
+        grown, self._grown = self._grown, {}
+        for followed in grown.values():
             self._tell(followed)
 
     def _refuse(self, followed: Followed, why: str) -> None:
-        if followed.begun:
+        if followed.begun:  # else it is as if it had never been queued
             self._tell_written(followed)
-        cursors = [cursor for _, cursor in followed.completions]
-        if any(cursor.num_tokens for cursor in cursors):  # else it is as if it had never been queued
-            self._meter.finished["error"] += sum(not cursor.finished for cursor in cursors)
+            self._meter.finished["error"] += sum(not cursor.finished for _, cursor in followed.completions)
         self._forget(followed)
         self.news.refused.append(Refused(followed.key, why, kind=followed.output.refused_kind))
 
@@ -123,13 +126,11 @@ class Desk:
             self._tell(followed)
 
     def _tell(self, followed: Followed) -> None:
-        self._grown.pop(followed.output.request_id, None)
         if not followed.scores_told:
             self._tell_scores(followed)
         for completion, cursor in followed.completions:
             piece = cursor.advance(completion, followed.make_piece)
             if piece is not None:
-                followed.begun = True
                 self._note(piece)
         if followed.output.finished:
             self._end(followed)
